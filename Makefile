@@ -1,0 +1,68 @@
+# Targets make their own virtual environment; nothing outside this folder is changed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+CONSTRAINTS := .ci/constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
+STAMP := $(VENV)/.installed
+
+.PHONY: help leaderboard test lint format smoke wheel clean
+
+help: ## show this list
+	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
+	@echo
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r target text; do printf '  %-12s %s\n' "$$target" "$$text"; done
+
+leaderboard: $(STAMP) ## train, evaluate and print the leaderboard (about 10 minutes on 2 CPU cores)
+	$(BIN)/python -m benchmarks.run --preset quick
+	$(BIN)/python -m benchmarks.tables
+
+test: lint ## lint, then run the tests on WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## repair style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary folder
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -x; \
+	$(BIN)/python -m benchmarks.run --preset smoke --out "$$folder"; \
+	$(BIN)/python -m benchmarks.tables --results "$$folder"
+
+wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
+	$(BIN)/python $(PIP_INSTALL) build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -x; \
+	$(BIN)/python -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" $(PIP_INSTALL) dist/*.whl; \
+	cd "$$folder"; \
+	venv/bin/python -I -c 'import polycstr_jax; print("imported", polycstr_jax.__file__)'
+
+clean: ## remove the virtual environment, builds and caches (not results/)
+	rm -rf $(VENV) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "error: no '$(PYTHON)' found; polycstr-jax needs Python 3.11, 3.12 or 3.13." >&2; \
+		echo "Name one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+		found=$$("$(PYTHON)" -c 'import platform; print(platform.python_version())'); \
+		echo "error: polycstr-jax needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$found." >&2; \
+		echo "Name another, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -e ".[test,interop]"
+	@touch $@
