@@ -174,16 +174,14 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
     def draw(self, key, params) -> Float[Array, "7"]:
         """The interval's standard normals; zeros, and no random bits, where all hooks are off."""
         dtype = jnp.result_type(float)
-        noisy = jnp.any(jnp.asarray(params.measurement_noise) > 0.0)
-        noisy = noisy | jnp.any(jnp.asarray(params.disturbance_std) > 0.0)
         return jax.lax.cond(
-            noisy,
+            is_noisy(params),
             lambda: jax.random.normal(key, (NUM_DRAWS,), dtype),
             lambda: jnp.zeros((NUM_DRAWS,), dtype),
         )
 
     def begin_interval(self, state: EnvState, action, draws, params: EnvParams) -> Applied:
-        """From an action to the inputs of the reactor: sanitise, delay, increment, clip, disturb."""
+        """From an action to the reactor's inputs: sanitise, delay, increment, clip, disturb."""
         dtype = state.control.dtype
         action = jnp.asarray(action, dtype)
         invalid = ~jnp.all(jnp.isfinite(action))
@@ -277,6 +275,12 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
 
 OBS_LOW = np.asarray([-1e3, -1e3, -1e6, -1e3, 0.0, -1e3, -1e3, -10.0, 0.0], np.float32)
 OBS_HIGH = np.asarray([1e4, 1e3, 1e6, 1e4, 1e3, 1e3, 1e3, 100.0, 1e3], np.float32)
+
+
+def is_noisy(params: EnvParams):
+    """Whether an interval needs random numbers at all (bool, shape ())."""
+    noise = jnp.any(jnp.asarray(params.measurement_noise) > 0.0)
+    return noise | jnp.any(jnp.asarray(params.disturbance_std) > 0.0)
 
 
 def plant(plant_factors, disturbance, params: EnvParams) -> ReactorParams:

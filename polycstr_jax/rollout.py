@@ -17,7 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from polycstr_jax import reactor
-from polycstr_jax.env import Applied, EnvParams, EnvState, PolyCSTR, plant
+from polycstr_jax.env import (
+    NUM_DRAWS,
+    Applied,
+    EnvParams,
+    EnvState,
+    PolyCSTR,
+    is_noisy,
+    plant,
+)
 
 STRAGGLER_SHARE = 32  # lanes / 32 may be left over for the small batch
 MIN_LANES_TO_COMPACT = 64
@@ -40,7 +48,7 @@ class Trajectory(NamedTuple):
     peak_temperature: Float[Array, "T N"]  # K, within the interval
     state: Float[Array, "T N 5"]  # true reactor state at the interval's end, public units
     control: Float[Array, "T N 2"]  # kg/h, K in force during the interval
-    alive: Bool[Array, "T N"]  # False after a termination: the row repeats and does not count
+    alive: Bool[Array, "T N"]  # False after a termination: the state stands still from there
     clipped_action: Bool[Array, "T N"]
     invalid_action: Bool[Array, "T N"]
     solver_steps: Int[Array, "T N"]
@@ -74,20 +82,27 @@ def rollout(
     if num_steps is None:
         num_steps = int(params.max_steps_in_episode)
 
+    def begin(state, action, draws):
+        return env.begin_interval(state, action, draws, params)
+
+    def end(state, applied, result):
+        return env.end_interval(state, applied, result, params)
+
+    def observe(state, draws):
+        return env.observation(state, draws, params)
+
+    def draw_all(index):
+        lane_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return _draw_all(lane_keys, params)
+
     def interval(carry, index):
         state, controller_state, obs, alive = carry
-        draws = _draw_all(env, jax.vmap(jax.random.fold_in, (0, None))(keys, index), params)
+        draws = draw_all(index)
         action, controller_state = jax.vmap(controller)(obs, controller_state)
-        begin = lambda s, a, d: env.begin_interval(s, a, d, params)
         applied = jax.vmap(begin)(state, action, draws)
-        result = advance(env, state, applied, params, num_lanes)
-        end = lambda s, a, r: env.end_interval(s, a, r, params)
+        result = advance(env, state, applied, alive, params)
         next_state, reward, terminated, info = jax.vmap(end)(state, applied, result)
-        next_state = jax.tree.map(
-            lambda new, old: jnp.where(_expand(alive, new), new, old), next_state, state
-        )
-        next_obs = jax.vmap(lambda s, d: env.observation(s, d, params))(next_state, draws)
-        truncated = jax.vmap(lambda s: env.is_truncated(s, params))(next_state)
+        next_obs = jax.vmap(observe)(next_state, draws)
         row = Trajectory(
             obs=obs,
             action=action,
@@ -96,7 +111,7 @@ def rollout(
             constraints=info["constraints"],
             next_obs=next_obs,
             terminated=terminated,
-            truncated=truncated,
+            truncated=jax.vmap(lambda s: env.is_truncated(s, params))(next_state),
             tracking_cost=info["tracking_cost"],
             peak_temperature=result.peak,
             state=result.state,
@@ -109,16 +124,23 @@ def rollout(
         return (next_state, controller_state, next_obs, alive & ~terminated), row
 
     # The first observation: no interval precedes it, so its noise has a key of its own.
-    draws = _draw_all(env, jax.vmap(jax.random.fold_in, (0, None))(keys, num_steps), params)
-    obs = jax.vmap(lambda s, d: env.observation(s, d, params))(initial_state, draws)
+    obs = jax.vmap(observe)(initial_state, draw_all(num_steps))
     carry = (initial_state, controller_state, obs, jnp.ones((num_lanes,), bool))
     return jax.lax.scan(interval, carry, jnp.arange(num_steps))[1]
 
 
 def advance(
-    env: PolyCSTR, state: EnvState, applied: Applied, params: EnvParams, num_lanes: int
+    env: PolyCSTR,
+    state: EnvState,
+    applied: Applied,
+    alive: Bool[Array, " N"],
+    params: EnvParams,
 ) -> reactor.IntervalResult:
-    """Integrate one interval of all lanes, stragglers apart; leaves have a leading axis N."""
+    """Integrate one interval of all lanes, stragglers apart; leaves have a leading axis N.
+
+    Lanes that are not alive keep their state and count as failed.
+    """
+    num_lanes = alive.shape[0]
 
     def step(progress, applied):
         plant_params = plant(applied.plant_factors, applied.disturbance, params)
@@ -164,19 +186,18 @@ def advance(
     )
 
 
-def _draw_all(env, keys, params):
-    """`env.draw(split(key)[0])` of every lane; the branch stays a branch, outside of `vmap`."""
+def _draw_all(keys, params):
+    """`env.draw(split(key)[0], params)` of every lane, with the branch outside of `vmap`."""
     dtype = jnp.result_type(float)
-    noisy = jnp.any(jnp.asarray(params.measurement_noise) > 0.0)
-    noisy = noisy | jnp.any(jnp.asarray(params.disturbance_std) > 0.0)
-    draw = lambda key: jax.random.normal(jax.random.split(key)[0], (7,), dtype)
+
+    def draw(key):
+        return jax.random.normal(jax.random.split(key)[0], (NUM_DRAWS,), dtype)
+
     return jax.lax.cond(
-        noisy, lambda: jax.vmap(draw)(keys), lambda: jnp.zeros((keys.shape[0], 7), dtype)
+        is_noisy(params),
+        lambda: jax.vmap(draw)(keys),
+        lambda: jnp.zeros((keys.shape[0], NUM_DRAWS), dtype),
     )
-
-
-def _expand(mask, like):
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
 def check_lanes(controller_state, initial_state, keys) -> int:

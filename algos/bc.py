@@ -1,0 +1,91 @@
+"""Behaviour cloning: supervised imitation of the data's actions.
+
+    L = E_(s,a)~D [ |pi(s) - a|^2 ]                  (sum over the action's entries)
+
+A deterministic MLP of 2 x 256 (arXiv 2507.22640) with a linear head, whose output is clipped to
+[-1, 1] when acting. It knows neither reward nor cost: what it does about the temperature limit
+is what the data did.
+
+Deviations from the paper: optimiser, learning rate, batch size and number of updates are not
+stated there; ours are Adam, 3e-4, 256 and 10,000.
+
+Run: python algos/bc.py --scenario startup --dataset pi --num-seeds 8
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from algos.common import MLP, Algorithm, command_line, scan_updates
+from polycstr_jax.data import Normaliser
+from polycstr_jax.env import ACTION_SIZE
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters."""
+
+    num_updates: int = 10_000  # ours
+    batch_size: int = 256  # ours
+    learning_rate: float = 3e-4  # ours
+    hidden: tuple[int, ...] = (256, 256)  # paper
+
+
+PRESETS = {"default": Config()}
+
+
+class State(NamedTuple):
+    """What training carries."""
+
+    params: Any
+    opt_state: Any
+    normaliser: Normaliser
+    step: jax.Array
+
+
+def bc_loss(predicted, action):
+    """Squared error summed over the action's entries; mean over the batch (B, 2)."""
+    return jnp.mean(jnp.sum((predicted - action) ** 2, axis=-1))
+
+
+def make_train(config: Config, env=None, env_params=None) -> Algorithm:
+    """BC's pure functions; the environment is not needed."""
+    network = MLP(config.hidden, ACTION_SIZE)
+    optimiser = optax.adam(config.learning_rate)
+
+    def init(rng, data):
+        params = network.init(rng, data.obs[0])
+        return State(params, optimiser.init(params), data.normaliser, jnp.zeros((), jnp.int32))
+
+    def update(state, batch, rng):
+        # --- Imitate the batch's actions ---
+        def loss(params):
+            return bc_loss(network.apply(params, batch.obs), batch.action)
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = optimiser.update(gradient, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, opt_state, state.normaliser, state.step + 1), {"bc_loss": value}
+
+    def policy(state):
+        def act(obs, rng):
+            action = network.apply(state.params, state.normaliser.obs(obs))
+            return jnp.clip(action, -1.0, 1.0)
+
+        return act
+
+    def run(state, data, rng, num_updates):
+        return scan_updates(update, state, data, rng, num_updates, config.batch_size)
+
+    def train(rng, data):
+        init_key, run_key = jax.random.split(rng)
+        return run(init(init_key, data), data, run_key, config.num_updates)
+
+    return Algorithm(init, run, policy, train)
+
+
+if __name__ == "__main__":
+    command_line("bc", PRESETS, make_train)

@@ -1,0 +1,161 @@
+"""What every algorithm file shares: the shape it returns, sampling, the update loop, the CLI."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as orbax
+import rich
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import polycstr_jax
+from polycstr_jax import data as data_module
+from polycstr_jax import evaluate
+from polycstr_jax.data import TrainingData
+
+
+class Algorithm(NamedTuple):
+    """Pure functions of one algorithm with its configuration."""
+
+    init: Callable  # (rng, data) -> state
+    run: Callable  # (state, data, rng, num_updates) -> state, metrics; chunks equal the whole
+    policy: Callable  # (state) -> act(obs (9,) raw, rng) -> action (2,)
+    train: Callable  # (rng, data) -> state, metrics
+
+
+class MLP(nn.Module):
+    """ReLU layers and a linear head."""
+
+    hidden: tuple[int, ...]
+    out: int
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.out)(x)
+
+
+def sample_batch(rng, data: TrainingData, batch_size: int) -> TrainingData:
+    """Transitions drawn uniformly with replacement; the normaliser is passed through."""
+    index = jax.random.randint(rng, (batch_size,), 0, data.obs.shape[0])
+    return data.transitions(lambda column: column[index])
+
+
+def scan_updates(update, state, data, rng, num_updates: int, batch_size: int):
+    """`num_updates` times `update(state, batch, rng) -> state, metrics`; metrics are averaged.
+
+    The keys depend on `state.step`, the number of updates done before, so that running in chunks
+    equals running in one go. `num_updates` is static.
+    """
+
+    def one(carry, _):
+        state, total = carry
+        key_batch, key_update = jax.random.split(jax.random.fold_in(rng, state.step))
+        state, metrics = update(state, sample_batch(key_batch, data, batch_size), key_update)
+        return (state, jax.tree.map(jnp.add, total, metrics)), None
+
+    batch = jax.eval_shape(lambda: sample_batch(rng, data, batch_size))
+    _, shapes = jax.eval_shape(update, state, batch, rng)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (state, total), _ = jax.lax.scan(one, (state, zeros), None, num_updates)
+    return state, jax.tree.map(lambda x: x / num_updates, total)
+
+
+def train_seeds(algorithm: Algorithm, data: TrainingData, rngs, num_updates, num_chunks=20):
+    """Train one seed a key, vmapped, in chunks under a progress bar.
+
+    Returns the states and the learning curves {name: (seeds, chunks)}. Equal to
+    `vmap(algorithm.train)`, except that the metrics are per chunk.
+    """
+    init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
+    state = jax.jit(jax.vmap(algorithm.init, in_axes=(0, None)))(init_keys, data)
+    sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
+    run = jax.jit(
+        jax.vmap(algorithm.run, in_axes=(0, None, 0, None)), static_argnums=3, donate_argnums=0
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    curves: list[Any] = []
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task("updates", total=num_updates)
+        for size in sizes:
+            state, metrics = run(state, data, run_keys, int(size))
+            curves.append(jax.device_get(metrics))
+            progress.update(task, advance=size)
+    return state, jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *curves)
+
+
+def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> None:
+    """`python algos/<name>.py`: train seeds on a data set, evaluate them, print, save.
+
+    `--preset` picks the defaults; every field of the configuration is a flag.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--preset", choices=list(presets), default="default")
+    chosen, rest = parser.parse_known_args()
+
+    @dataclasses.dataclass
+    class Run:
+        """Train seeds on a data set and evaluate them on the nominal starts."""
+
+        scenario: Literal["startup", "grade_down", "grade_up"] = "startup"
+        dataset: Literal["pi", "mixed"] = "pi"
+        num_seeds: int = 8  # trained together, vmapped
+        seed: int = 0  # of the first of them
+        out: Path | None = None  # folder for the trained parameters; runs/... if not given
+        config: tyro.conf.OmitArgPrefixes[type(presets[chosen.preset])] = presets[chosen.preset]
+
+    args = tyro.cli(Run, args=rest, prog=f"{name}.py [--preset {{{','.join(presets)}}}]")
+    if args.num_seeds < 1:
+        raise SystemExit(f"num-seeds = {args.num_seeds}; allowed: 1 or more.")
+    out = args.out or Path("runs") / f"{name}-{args.scenario}-{args.dataset}"
+    out = out.absolute()
+    if out.exists():
+        raise SystemExit(f"out = {out} exists; remove it or name another folder with --out.")
+
+    env, params = polycstr_jax.make(args.scenario)
+    algorithm = make_train(args.config, env, params)
+    rngs = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
+    states, curves = train_seeds(
+        algorithm, load_training_data(args.scenario, args.dataset), rngs, args.config.num_updates
+    )
+    metrics = evaluate.evaluate_policies(
+        env,
+        params,
+        algorithm.policy,
+        states,
+        evaluate.start_states(evaluate.starts(args.scenario, "nominal")),
+        evaluate.score_limits(args.scenario),
+        jax.random.key(0),
+    )
+    table = Table(title=f"{name} on {args.scenario} ({args.dataset}), 64 nominal starts")
+    for column in ("seed", *curves, "score", "P(violation)", "P(runaway)", "peak K"):
+        table.add_column(column, justify="right")
+    for seed in range(args.num_seeds):
+        table.add_row(
+            str(args.seed + seed),
+            *(f"{curve[seed, -1]:.3g}" for curve in curves.values()),
+            f"{metrics.score[seed].mean():.1f}",
+            f"{metrics.violated[seed].mean():.3f}",
+            f"{metrics.runaway[seed].mean():.3f}",
+            f"{metrics.peak_temperature[seed].max():.1f}",
+        )
+    rich.print(table)
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(out, states._asdict())
+    rich.print(f"trained states: {out}")
+
+
+def load_training_data(scenario: str, dataset: str) -> TrainingData:
+    """A data set, regenerated and normalised by the scenario's `pi` set."""
+    pi = data_module.generate(scenario, "pi")
+    chosen = pi if dataset == "pi" else data_module.generate(scenario, dataset)
+    return data_module.training_data(chosen, data_module.normaliser(pi))
