@@ -352,6 +352,13 @@ def make(id_or_scenario: str, **overrides) -> tuple[PolyCSTR, EnvParams]:
     for name in overrides:
         if name not in fields:
             raise ValueError(f"{name} is no parameter; allowed: rtol, {', '.join(fields)}.")
+    reference = EnvParams()
+    for name, value in overrides.items():
+        if isinstance(getattr(reference, name), np.ndarray):
+            try:  # a list would be another pytree, and compile again
+                overrides[name] = np.asarray(value, np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} = {value!r}; allowed: an array of numbers.") from error
     params = scenario_params(env.scenario, **overrides)
     check_params(params)
     return env, params
@@ -372,9 +379,11 @@ def check_params(params: EnvParams) -> None:
             raise ValueError(f"{name} has shape {value.shape}; allowed: {shape}.")
         if not np.all(np.isfinite(value)):
             raise ValueError(f"{name} = {value}; allowed: finite values.")
+    may_be_zero = ("feed_min", "monomer_feed", "solvent_feed", "current_feed_in_flow")
     for name, value in vars(params.reactor).items():
-        if not np.all(np.isfinite(value)) or (np.any(np.asarray(value) < 0.0)):
-            raise ValueError(f"reactor.{name} = {value}; allowed: finite and non-negative.")
+        if not np.isfinite(value) or value < 0.0 or (value == 0.0 and name not in may_be_zero):
+            allowed = "finite and non-negative" if name in may_be_zero else "finite and above 0"
+            raise ValueError(f"reactor.{name} = {value}; allowed: {allowed}.")
 
     def require(name, condition, allowed):
         if not np.all(condition):
@@ -394,17 +403,30 @@ def check_params(params: EnvParams) -> None:
         limit <= params.runaway_temperature < 1000.0,
         f"from the limit of {limit} K to 1000 K",
     )
-    require("max_steps_in_episode", params.max_steps_in_episode >= 1, "1 or more intervals")
+    steps = params.max_steps_in_episode
+    is_integer = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    require("max_steps_in_episode", is_integer and steps >= 1, "an integer, 1 or more intervals")
     require("start_width", params.start_width >= 0.0, "0 or more")
-    for part in ("start_mean", "start_width"):
-        lowest = np.asarray(params.start_mean) - np.asarray(params.start_width)
-        require(part, lowest[:4] >= 0.0, "starts with non-negative concentrations")
-        require(part, lowest[4] > reactor.PHYSICAL_TEMPERATURE[0], "starts above 250 K")
-    require("max_increment", np.asarray(params.max_increment) > 0.0, "above 0")
-    require("measurement_noise", np.asarray(params.measurement_noise) >= 0.0, "0 or more")
-    width = np.asarray(params.mismatch_width)
+    lowest = params.start_mean - params.start_width
+    highest = params.start_mean + params.start_width
+    coldest, hottest = reactor.PHYSICAL_TEMPERATURE
+    most = OBS_HIGH[:5] / np.asarray([1.0, 1.0, reactor.RADICAL_SCALE, 1.0, 1.0])
+    start_is_physical = (
+        np.all(lowest[:4] >= 0.0)
+        and np.all(highest <= most)
+        and coldest < lowest[4] <= highest[4] < hottest
+    )
+    require(
+        "start_mean",
+        start_is_physical,
+        f"with start_width = {params.start_width}, concentrations from 0 to {most[:4]} and "
+        f"temperatures from {coldest} to {hottest} K",
+    )
+    require("max_increment", params.max_increment > 0.0, "above 0")
+    require("measurement_noise", params.measurement_noise >= 0.0, "0 or more")
+    width = params.mismatch_width
     require("mismatch_width", (width >= 0.0) & (width < 1.0), "from 0 to below 1, relative")
-    require("disturbance_std", np.asarray(params.disturbance_std) >= 0.0, "0 or more")
+    require("disturbance_std", params.disturbance_std >= 0.0, "0 or more")
     require("disturbance_rate", 0.0 < params.disturbance_rate <= 1.0, "above 0, at most 1")
     delay = params.action_delay
     require(
@@ -414,7 +436,7 @@ def check_params(params: EnvParams) -> None:
     )
     low = (params.reactor.feed_min, params.reactor.coolant_min)
     high = (params.reactor.feed_max, params.reactor.coolant_max)
-    control = np.asarray(params.initial_control)
+    control = params.initial_control
     require(
         "initial_control",
         (control >= low) & (control <= high),

@@ -77,9 +77,8 @@ def hot_states(number, seed=0):
 
 @functools.cache
 def batched(rtol, **constants):
-    params = ReactorParams(**constants)
-    one = lambda s, f, u: simulate_interval(s, f, u, params, rtol=rtol)
-    return jax.jit(jax.vmap(one))
+    simulate = functools.partial(simulate_interval, params=ReactorParams(**constants), rtol=rtol)
+    return jax.jit(jax.vmap(simulate))
 
 
 def golden_intervals(golden, rtol, **constants):
@@ -184,8 +183,8 @@ def test_the_jacobian_is_the_derivative_of_the_right_hand_side(double):
         y = reactor.to_internal(state)
         derived = jax.jacfwd(lambda y: reactor._rhs(0.0, y, args))(y)
         given = reactor._jacobian(0.0, y, args)
-        as_array = lambda rows: jnp.stack([jnp.stack([*map(jnp.asarray, row)]) for row in rows])
-        return as_array(given), as_array(derived)
+        return tuple(jnp.stack([jnp.stack([*map(jnp.asarray, row)]) for row in rows])
+                     for rows in (given, derived))  # fmt: skip
 
     given, derived = jax.jit(jax.vmap(both))(states, previous, controls)
     np.testing.assert_allclose(given, derived, rtol=1e-10, atol=1e-18)
@@ -311,8 +310,8 @@ def test_the_hottest_states_agree_with_scipy(double):
 def test_the_peak_within_an_interval_is_that_of_dense_output(double, golden):
     lanes = [golden[name] for name in ("iv_state", "iv_prev_feed", "iv_control")]
     above_ends = golden["iv_peak"] - np.maximum(golden["iv_state"], golden["iv_next"])[:, 4]
-    inside = np.argsort(above_ends)[-12:]
-    assert above_ends[inside].min() > 1.0
+    inside = np.argsort(above_ends)[-6:]
+    assert above_ends[inside].min() > 20.0
     _, peak = golden_intervals(golden, 1e-5)
     for n in inside:
         exact_end, exact_peak = exact_interval(*(array[n] for array in lanes))
@@ -406,37 +405,42 @@ def gradient_points(golden):
     return (*arrays, constants)
 
 
-@functools.cache
-def derivatives():
-    """The function, forward products and reverse products; all over a batch of intervals."""
-    forward = lambda x, direction: jax.jvp(outcome, (x,), (direction,))[1]
-    reverse = lambda x, weights: jax.grad(lambda x: jnp.vdot(weights, outcome(x)))(x)
-    return tuple(jax.jit(jax.vmap(function)) for function in (outcome, forward, reverse))
+def forward(x, direction):
+    return jax.jvp(outcome, (x,), (direction,))[1]
+
+
+def reverse(x, weights):
+    return jax.grad(lambda x: jnp.vdot(weights, outcome(x)))(x)
+
+
+def inner(left, right):
+    """Inner products of two pytrees, one per lane."""
+    products = jax.tree.map(lambda x, y: jnp.sum((x * y).reshape(len(x), -1), axis=1), left, right)
+    return sum(jax.tree.leaves(products))
 
 
 def test_gradients_equal_finite_differences(double, golden):
-    function, forward, reverse = derivatives()
+    function, push, pull = (jax.jit(jax.vmap(f)) for f in (outcome, forward, reverse))
     points = gradient_points(golden)
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(3, 6)))
-    pulled_back = reverse(points, weights)
+    pulled = pull(points, weights)
     h = 1e-5
-    for leaf, name in enumerate(("state", "previous feed", "control", "constants")):
+    for argument in range(len(points)):
         for _ in range(3):
             # Everything in one argument moves by about as much as it is large.
             direction = [jax.tree.map(jnp.zeros_like, part) for part in points]
-            direction[leaf] = jax.tree.map(lambda x: x * rng.normal(size=x.shape), points[leaf])
-            direction = tuple(direction)
-            move = lambda step, d=direction: jax.tree.map(lambda x, dx: x + step * dx, points, d)
-            difference = (function(move(h)) - function(move(-h))) / (2.0 * h)
-            pushed = forward(points, direction)
-            scale = float(jnp.abs(difference).max())
-            np.testing.assert_allclose(
-                pushed, difference, rtol=1e-4, atol=1e-6 * scale, err_msg=name
+            direction[argument] = jax.tree.map(
+                lambda x: x * rng.normal(size=x.shape), points[argument]
             )
-            both = [jnp.sum((p * d).reshape(3, -1), axis=1) for p, d in zip(
-                jax.tree.leaves(pulled_back), jax.tree.leaves(direction), strict=True)]  # fmt: skip
-            np.testing.assert_allclose(sum(both), jnp.sum(weights * pushed, axis=1), rtol=1e-9)
+            direction = tuple(direction)
+            ahead = jax.tree.map(lambda x, d: x + h * d, points, direction)
+            behind = jax.tree.map(lambda x, d: x - h * d, points, direction)
+            difference = (function(ahead) - function(behind)) / (2.0 * h)
+            pushed = push(points, direction)
+            scale = float(jnp.abs(difference).max())
+            np.testing.assert_allclose(pushed, difference, rtol=1e-4, atol=1e-6 * scale)
+            np.testing.assert_allclose(inner(pulled, direction), inner(weights, pushed), rtol=1e-9)
 
 
 def test_gradients_exist_in_float32(golden):
@@ -445,8 +449,8 @@ def test_gradients_exist_in_float32(golden):
             jnp.asarray(golden[name][0], jnp.float32)
             for name in ("iv_state", "iv_prev_feed", "iv_control")
         )
-        peak = lambda control: simulate_interval(state, previous_feed, control)[0][4]
-        gradient = jax.jit(jax.grad(peak))(control)
+        end = jax.grad(lambda control: simulate_interval(state, previous_feed, control)[0][4])
+        gradient = jax.jit(end)(control)
     # A kelvin more of coolant warms the reactor by UA t / (rho c_p V) = 0.45 K at most.
     assert gradient.dtype == jnp.float32
     assert 0.2 < gradient[1] < 0.45
@@ -486,7 +490,7 @@ def test_bad_arguments_are_named(x64, unchecked, name, value, message):
 
 
 def test_float32_cannot_hold_a_tiny_rtol():
-    with jax.enable_x64(False), pytest.raises(ValueError, match="float32.*jax_enable_x64"):
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r"float32.*jax_enable_x64"):
         simulate_interval(**GOOD, rtol=1e-9)
     with jax.enable_x64(True):
         simulate_interval(**GOOD, rtol=1e-9)

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("double")
 
 ALL = [ROS3P, RODAS4, RODAS4P, RODAS5P]
 L_STABLE = [RODAS4, RODAS4P, RODAS5P]
-name_of = lambda tableau: tableau.name
+
+
+def name_of(tableau):
+    return tableau.name
 
 
 def kaps(t, y, args):
@@ -209,8 +212,10 @@ def test_time_may_run_backwards():
 
 def test_many_lanes_and_gradients_through_diffeqsolve():
     # y' = -k y^2 from y0 has y(1) = y0 / (1 + k y0), whose derivative by k is -y(1)^2.
+    def decay(t, y, rate):
+        return -rate * y**2
+
     def end(rate):
-        decay = lambda t, y, k: -k * y**2
         controller = diffrax.PIDController(rtol=1e-9, atol=1e-9)
         return solve(decay, Rosenbrock(), 2.0, 1.0, dt0=0.1, controller=controller, args=rate).ys[0]
 
@@ -222,7 +227,9 @@ def test_many_lanes_and_gradients_through_diffeqsolve():
 
 
 def test_large_systems_are_referred_to_another_solver():
-    decay = lambda t, y, args: -y
+    def decay(t, y, args):
+        return -y
+
     solve(decay, Rosenbrock(ROS3P), jnp.ones(3), 1.0, dt0=0.5)
     with pytest.raises(ValueError, match=r"33 entries.*at most 32.*Kvaerno"):
         solve(decay, Rosenbrock(ROS3P), jnp.ones(33), 1.0, dt0=0.5)
@@ -242,6 +249,9 @@ def test_the_elimination_agrees_with_numpy(zeros):
 
 def test_structural_zeros_cost_nothing():
     x = jax.ShapeDtypeStruct((), np.float64)
-    triangular = lambda a, b, c: lu_factor([[a, b, 0], [0, b, c], [0, 0, c]])[1]
+
+    def triangular(a, b, c):
+        return lu_factor([[a, b, 0], [0, b, c], [0, 0, c]])[1]
+
     operations = jax.make_jaxpr(triangular)(x, x, x).jaxpr.eqns
     assert [operation.primitive.name for operation in operations] == ["div"] * 3
