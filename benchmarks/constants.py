@@ -23,6 +23,7 @@ from polycstr_jax.evaluate import NUM_STARTS, START_SETS, Starts
 from polycstr_jax.rollout import rollout
 
 PACKAGE = Path(polycstr_jax.__file__).parent
+REFERENCE = Path(__file__).parent.parent / "tests/data/mixed_reference.npz"
 START_SEED = 2_507
 NUM_HOT_CANDIDATES = 8_000
 SAFEST_STEPS = 24  # intervals over which the safest policy is followed
@@ -120,6 +121,16 @@ def make_checksums() -> dict:
     return {"inputs": inputs, "arrays": {**arrays, data.platform_key(): here}}
 
 
+def make_reference() -> dict[str, np.ndarray]:
+    """Returns and peaks of the `mixed` episodes, by which other platforms are compared."""
+    arrays = {}
+    for scenario in polycstr_jax.SCENARIOS:
+        trajectory, _ = data.generate_trajectory(scenario, "mixed")
+        arrays[f"{scenario}_return"] = trajectory.reward.sum(axis=0, dtype=np.float64)
+        arrays[f"{scenario}_peak"] = trajectory.peak_temperature.max(axis=0)
+    return arrays
+
+
 def write_json(name: str, content: dict) -> None:
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     write_atomically(PACKAGE / name, lambda file: file.write(text.encode()))
@@ -135,6 +146,7 @@ def main() -> None:
             arrays |= {f"{scenario}_{kind}_{field}": v for field, v in drawn._asdict().items()}
     write_atomically(PACKAGE / "starts.npz", lambda file: np.savez(file, **arrays))
     write_json("checksums.json", make_checksums())
+    write_atomically(REFERENCE, lambda file: np.savez(file, **make_reference()))
     print(f"wrote score_limits.json, starts.npz and checksums.json to {PACKAGE}")
 
 

@@ -194,7 +194,7 @@ def reference_controller(cell: Cell, env: PolyCSTR, params):
 
 
 def choose_pi_gains(scenario: str, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Gains, among the data's 100 PI controllers, with best or median mean return on `tune` starts."""
+    """Gains of the data's 100 PI controllers: best or median by mean return on `tune` starts."""
     env, params = PolyCSTR(scenario), scenario_params(scenario)
     _, plan = data.generate_trajectory(scenario, "pi")
     initial = evaluate.start_states(evaluate.starts(scenario, "tune"))

@@ -42,6 +42,16 @@ COLUMNS = {  # Markdown column -> how it is written
     "settling h": "{:.1f}",
 }
 
+TERMINAL_COLUMNS = (  # these fit into 80 characters
+    "method",
+    "data",
+    "seeds",
+    "score IQM",
+    "worst seed",
+    "P(violation)",
+    "P(runaway)",
+)
+
 
 @dataclasses.dataclass
 class Args:
@@ -197,13 +207,14 @@ def to_markdown(table: pd.DataFrame, text: str) -> str:
 
 
 def print_tables(table: pd.DataFrame) -> None:
-    """The leaderboard on the terminal."""
+    """The leaderboard on the terminal, with the columns that fit."""
     for (scenario, group), rows in table.groupby(["scenario", "start group"], sort=False):
-        shown = Table(title=f"{scenario}, {group} starts")
-        for column in COLUMNS:
-            shown.add_column(column, justify="left" if column in ("method", "data") else "right")
+        shown = Table(title=f"{scenario}, {group} starts", title_justify="left")
+        for column in TERMINAL_COLUMNS:
+            left = column in ("method", "data")
+            shown.add_column(column, justify="left" if left else "right", no_wrap=True)
         for row in rows.to_dict("records"):
-            shown.add_row(*(formatted(row[c], p) for c, p in COLUMNS.items()))
+            shown.add_row(*(formatted(row[c], COLUMNS[c]) for c in TERMINAL_COLUMNS))
         rich.print(shown)
 
 

@@ -251,11 +251,13 @@ def generate_trajectory(
         trajectory = simulate_behaviour(scenario, plan)
         keep = np.flatnonzero(trajectory.peak_temperature.max(axis=0) <= runaway_temperature)
         if keep.size >= wanted:
-            return _select(trajectory, keep[:wanted], 1), _select(plan, keep[:wanted], 0)
+            return select_episodes(trajectory, keep[:wanted], 1), select_episodes(
+                plan, keep[:wanted], 0
+            )
         spare *= 2
 
 
-def _select(tree, episodes, axis):
+def select_episodes(tree, episodes, axis):
     return jax.tree.map(lambda x: np.take(x, episodes, axis), tree)
 
 
@@ -327,7 +329,7 @@ def dataset_name(dataset: str) -> str:
 # --- Checksums and files ---
 
 
-def sha256(arrays: NamedTuple) -> str:
+def sha256(arrays: tuple) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a NamedTuple of arrays."""
     digest = hashlib.sha256()
     for name, array in arrays._asdict().items():

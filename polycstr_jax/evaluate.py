@@ -90,9 +90,7 @@ def score(episode_return, scenario: str):
     return 100.0 * (episode_return - low) / (high - low)
 
 
-def episode_metrics(
-    trajectory: Trajectory, params: EnvParams, limits: tuple[float, float]
-) -> EpisodeMetrics:
+def episode_metrics(trajectory: Trajectory, params: EnvParams, limits: tuple) -> EpisodeMetrics:
     """Metrics of E episodes (T, E, ...); `limits` are `score_limits` of the scenario. Jittable."""
     low, high = limits
     hours = params.reactor.interval / 3600.0
@@ -133,7 +131,7 @@ def evaluate(
     controller: Controller,
     controller_state: Any,
     initial: EnvState,
-    limits: tuple[float, float],
+    limits: tuple,
     key: jax.Array,
 ) -> EpisodeMetrics:
     """Roll a controller out from E starts, 200 intervals, and reduce to metrics (E,).
@@ -153,7 +151,7 @@ def evaluate_policies(
     policy: Callable,
     states: Any,
     initial: EnvState,
-    limits: tuple[float, float],
+    limits: tuple,
     key: jax.Array,
 ) -> EpisodeMetrics:
     """Metrics (S, E) of S trained seeds on E starts.

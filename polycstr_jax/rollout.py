@@ -3,7 +3,7 @@
 Every lane integrates with its own clock and step size. `RODAS4P` crosses nine intervals in ten
 with a single internal step, but a lane that ignites needs up to a hundred, and under a plain
 `vmap` all lanes would pay for it. So an interval has two loops: the first advances all lanes
-until only a few stragglers (1/32 of the lanes) are left; these are gathered into a small batch,
+until only a few stragglers (1/16 of the lanes) are left; these are gathered into a small batch,
 finished there, and scattered back. The controller is evaluated exactly once per interval for
 all lanes, which is what a neural policy needs. Measured against an engine in which each lane
 also carries its own interval index (`benchmarks/throughput.py`), this is faster at any size.
@@ -27,7 +27,7 @@ from polycstr_jax.env import (
     plant,
 )
 
-STRAGGLER_SHARE = 32  # lanes / 32 may be left over for the small batch
+STRAGGLER_SHARE = 16  # lanes / 16 may be left over for the small batch
 MIN_LANES_TO_COMPACT = 64
 
 Controller = Callable[[Array, Any], tuple[Array, Any]]

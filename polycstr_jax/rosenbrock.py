@@ -204,30 +204,31 @@ def _is_zero(entry) -> bool:
     return isinstance(entry, int | float) and entry == 0
 
 
-def lu_factor(matrix: Sequence[Sequence[Any]]):
+def lu_factor(matrix: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """LU factors of a matrix of scalars, unrolled, without pivoting, skipping structural zeros.
 
-    Returns the rows of L and U in one matrix, and the reciprocals of U's diagonal.
+    Returns L (below the unit diagonal) and U in one matrix. It divides where multiplying by
+    reciprocals looks cheaper: XLA's CPU backend repeats cheap producers in each kernel that
+    consumes them, so a chain of multiplications and additions is computed ten times over, but it
+    never repeats a division. With divisions in `lu_factor` and `lu_solve` a step of the reactor
+    is four times faster.
     """
     size = len(matrix)
     rows = [list(row) for row in matrix]
-    inverse_diagonal = []
     for k in range(size):
-        inverse_diagonal.append(1.0 / rows[k][k])
         for i in range(k + 1, size):
             if _is_zero(rows[i][k]):
                 continue
-            factor = rows[i][k] * inverse_diagonal[k]
+            factor = rows[i][k] / rows[k][k]
             rows[i][k] = factor
             for j in range(k + 1, size):
                 if not _is_zero(rows[k][j]):
                     rows[i][j] = rows[i][j] - factor * rows[k][j]
-    return rows, inverse_diagonal
+    return rows
 
 
-def lu_solve(factors, right_hand_side: Sequence[Any]) -> list[Any]:
+def lu_solve(rows: list[list[Any]], right_hand_side: Sequence[Any]) -> list[Any]:
     """Solve L U x = b with the factors of `lu_factor`."""
-    rows, inverse_diagonal = factors
     size = len(rows)
     x = list(right_hand_side)
     for i in range(size):
@@ -238,7 +239,7 @@ def lu_solve(factors, right_hand_side: Sequence[Any]) -> list[Any]:
         for j in range(i + 1, size):
             if not _is_zero(rows[i][j]):
                 x[i] = x[i] - rows[i][j] * x[j]
-        x[i] = x[i] * inverse_diagonal[i]
+        x[i] = x[i] / rows[i][i]
     return x
 
 

@@ -42,7 +42,8 @@ def seed_bootstrap(values, statistic: Callable = iqm, rng: int = 0) -> Interval:
     resampled independently, and the statistic is of all entries together. With a single seed
     there is nothing to resample, and the bounds are NaN.
     """
-    cells = [_checked(cell) for cell in (values if isinstance(values, list) else [values])]
+    is_strata = isinstance(values, list) and np.ndim(values[0]) > 0
+    cells = [_checked(cell) for cell in (values if is_strata else [values])]
     point = float(statistic(np.concatenate(cells)))
     if min(cell.size for cell in cells) < 2:
         return Interval(point, np.nan, np.nan)
@@ -73,7 +74,7 @@ def probability_of_improvement(values, baseline) -> float:
     return float(np.mean((x > y) + 0.5 * (x == y)))
 
 
-def normalised_cost(violation_steps, limit: float):
+def normalised_cost(violation_steps, limit: int | float):
     """(C + e) / (L + e), with e = 1 only for L = 0; safe if <= 1. C and L in intervals/episode."""
     if limit < 0.0:
         raise ValueError(f"limit = {limit}; allowed: 0 or more intervals per episode.")

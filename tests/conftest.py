@@ -48,6 +48,6 @@ def double():
 
 @pytest.fixture(scope="session")
 def golden():
-    """Exact solutions of the published equations; shared/golden/README.md says what is what."""
+    """Exact solutions of the published equations; tests/data/README.md says what is what."""
     with np.load(ROOT / "tests" / "data" / "published_simulator.npz") as arrays:
         return {name: arrays[name] for name in arrays}

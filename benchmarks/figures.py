@@ -1,0 +1,127 @@
+"""Trajectories of each scenario, as docs/figures/trajectories-<scenario>.png.
+
+    python -m benchmarks.figures
+
+Left: a PI controller that keeps the limit (the median one of those in the `mixed` set). Middle:
+an episode of the `mixed` set that runs away; under PI alone in start-up, after a boost in the
+grade changes, where PI alone does not run away. Right: BC trained on the `pi` set (seed 0, full
+updates), median and 5 to 95 % band over the 64 nominal starts.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import polycstr_jax
+from algos import bc
+from algos.common import load_training_data, train_seeds
+from polycstr_jax import data, evaluate
+from polycstr_jax.data import write_atomically
+from polycstr_jax.env import EnvParams
+from polycstr_jax.rollout import rollout
+
+BLUE, RED, GREY = "#1f5fa8", "#b3261e", "0.45"
+
+
+@dataclasses.dataclass
+class Args:
+    """Draw the trajectory figures; about 2 minutes on 2 cores."""
+
+    out: Path = Path("docs/figures")
+    num_updates: int = bc.PRESETS["default"].num_updates  # of BC
+
+
+def bc_trajectory(scenario: str, num_updates: int):
+    """Roll-out of one BC seed from the nominal starts."""
+    env, params = polycstr_jax.make(scenario)
+    config = dataclasses.replace(bc.PRESETS["default"], num_updates=num_updates)
+    algorithm = bc.make_train(config)
+    rngs = jax.vmap(jax.random.key)(np.arange(1))
+    training = load_training_data(scenario, "pi")
+    states, _ = train_seeds(algorithm, training, rngs, num_updates)
+    act = algorithm.policy(jax.tree.map(lambda x: x[0], states))
+
+    @jax.jit
+    def run(initial, keys):
+        def controller(obs, memory):
+            return act(obs, jax.random.key(0)), memory
+
+        memory = jnp.zeros(keys.shape)
+        return rollout(env, params, controller, memory, initial, keys, data.EPISODE_LENGTH)
+
+    initial = evaluate.start_states(evaluate.starts(scenario, "nominal"))
+    return jax.device_get(run(initial, jax.random.split(jax.random.key(0), evaluate.NUM_STARTS)))
+
+
+def panels(trajectory):
+    """The four plotted series (T, E)."""
+    return (
+        trajectory.peak_temperature,
+        trajectory.state[..., 3],
+        trajectory.control[..., 0],
+        trajectory.control[..., 1],
+    )
+
+
+def draw(axes, trajectory, params: EnvParams, title: str, colour: str) -> None:
+    """One column: temperature, polymer, feed, coolant; a line, or a median with a band."""
+    hours = 0.5 * np.arange(1, trajectory.reward.shape[0] + 1)
+    for axis, series in zip(axes, panels(trajectory), strict=True):
+        if series.shape[1] > 1:
+            low, high = np.percentile(series, [5, 95], axis=1)
+            axis.fill_between(hours, low, high, color=colour, alpha=0.25, lw=0)
+        axis.plot(hours, np.median(series, axis=1), color=colour)
+        axis.grid(alpha=0.25)
+    axes[0].axhline(params.temperature_limit, color=RED, ls="--", lw=1)
+    axes[0].axhline(params.temperature_setpoint, color=GREY, ls=":", lw=1)
+    axes[1].axhline(params.polymer_setpoint, color=GREY, ls=":", lw=1)
+    axes[0].set_title(title, fontsize=10)
+    axes[-1].set_xlabel("time, h")
+
+
+def figure(scenario: str, num_updates: int):
+    """One scenario's figure."""
+    _, params = polycstr_jax.make(scenario)
+    trajectory, plan = data.generate_trajectory(scenario, "mixed")
+    peak, returns = trajectory.peak_temperature.max(axis=0), trajectory.reward.sum(axis=0)
+    calm = np.flatnonzero((plan.kind == data.PI) & (peak <= params.temperature_limit))
+    safe = calm[np.argsort(returns[calm])[len(calm) // 2]]
+    kind = data.PI if scenario == "startup" else data.BOOST
+    runaway = np.flatnonzero((plan.kind == kind) & (peak > params.runaway_temperature))[0]
+    cause = "PI" if kind == data.PI else "PI interrupted by a boost"
+
+    fig, axes = plt.subplots(4, 3, figsize=(11, 8), sharex=True, layout="constrained")
+    columns = (
+        (data.select_episodes(trajectory, [safe], 1), "PI, within the limit", BLUE),
+        (data.select_episodes(trajectory, [runaway], 1), f"{cause}: runaway", RED),
+        (bc_trajectory(scenario, num_updates), "BC on pi data, 64 nominal starts", BLUE),
+    )
+    for column, (shown, title, colour) in enumerate(columns):
+        draw(axes[:, column], shown, params, title, colour)
+    labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    fig.suptitle(f"{scenario}: limit {params.temperature_limit:g} K dashed, set-points dotted")
+    return fig
+
+
+def main(args: Args) -> None:
+    for scenario in polycstr_jax.SCENARIOS:
+        fig = figure(scenario, args.num_updates)
+        path = args.out / f"trajectories-{scenario}.png"
+        write_atomically(path, lambda file, fig=fig: fig.savefig(file, format="png", dpi=80))
+        plt.close(fig)
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

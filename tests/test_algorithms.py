@@ -1,0 +1,200 @@
+"""The contract that every file of algos/ keeps, and what is special to each."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import polycstr_jax
+from algos import bc, common
+from algos.common import scan_updates
+from polycstr_jax.data import Normaliser, TrainingData
+
+SHARED = {"__init__", "common"}
+NAMES = sorted(
+    path.stem
+    for path in (Path(__file__).parent.parent / "algos").glob("*.py")
+    if path.stem not in SHARED
+)
+NUM_TRANSITIONS = 400
+
+
+def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
+    """Transitions with a known behaviour policy, in raw units offset by 5 and scaled by 3."""
+    key_obs, key_next = jax.random.split(jax.random.key(7))
+    obs = jax.random.normal(key_obs, (NUM_TRANSITIONS, 9))
+    column = jnp.linspace(-1.0, 0.0, NUM_TRANSITIONS)
+    return TrainingData(
+        obs=obs,
+        action=policy(obs),
+        reward=column,
+        cost=(column > -0.2).astype(jnp.float32),
+        constraint=column,
+        next_obs=jax.random.normal(key_next, (NUM_TRANSITIONS, 9)),
+        terminated=jnp.zeros(NUM_TRANSITIONS, bool),
+        truncated=jnp.arange(NUM_TRANSITIONS) % 200 == 199,
+        tracking_cost=-column,
+        normaliser=Normaliser(jnp.full(9, 5.0), jnp.full(9, 3.0), jnp.ones(())),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_data()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def algorithm(request):
+    """Module, small configuration, and functions of one algorithm."""
+    module = importlib.import_module(f"algos.{request.param}")
+    small = {"hidden": (16, 16), "batch_size": 32, "num_updates": 100}
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    config = dataclasses.replace(
+        module.PRESETS["default"], **{k: v for k, v in small.items() if k in fields}
+    )
+    env, params = polycstr_jax.make("startup")
+    return module, config, module.make_train(config, env, params)
+
+
+def same_bytes(a, b):
+    return jax.tree.all(
+        jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    )
+
+
+def test_there_is_an_algorithm():
+    assert "bc" in NAMES
+
+
+def test_configuration_is_frozen_hashable_and_explained(algorithm):
+    module, config, _ = algorithm
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_updates = 3
+    name = module.__name__.rpartition(".")[2]
+    assert f"Run: python algos/{name}.py" in module.__doc__
+    assert "Deviations from the paper" in module.__doc__
+
+
+def test_same_key_same_bytes_and_other_key_other_result(algorithm, data):
+    _, _, functions = algorithm
+    train = jax.jit(functions.train)
+    first, again, other = (train(jax.random.key(n), data)[0].params for n in (0, 0, 1))
+    assert same_bytes(first, again)
+    assert not same_bytes(first, other)
+
+
+def test_running_in_chunks_equals_running_in_one_go(algorithm, data):
+    _, _, functions = algorithm
+    run = jax.jit(functions.run, static_argnums=3)
+    start = functions.init(jax.random.key(0), data)
+    whole, _ = run(start, data, jax.random.key(1), 9)
+    part, _ = run(start, data, jax.random.key(1), 4)
+    part, _ = run(part, data, jax.random.key(1), 5)
+    assert same_bytes(whole.params, part.params)
+
+
+def test_vmapped_seeds_stay_close_to_single_ones_over_100_updates(algorithm, data):
+    _, config, functions = algorithm
+    keys = jax.random.split(jax.random.key(3), 3)
+    vmapped, metrics = jax.jit(jax.vmap(functions.train, (0, None)))(keys, data)
+    obs = 5.0 + 3.0 * data.obs[:50]
+
+    def actions(state):
+        return jax.vmap(lambda o: functions.policy(state)(o, jax.random.key(0)))(obs)
+
+    for n in range(3):
+        single, _ = jax.jit(functions.train)(keys[n], data)
+        lane = jax.tree.map(lambda x, n=n: x[n], vmapped)
+        np.testing.assert_allclose(actions(single), actions(lane), atol=1e-3)
+    assert int(vmapped.step[0]) == config.num_updates
+    for name, values in metrics.items():
+        assert values.shape == (3,) and np.all(np.isfinite(values)), name
+
+
+def test_data_are_an_argument_and_nothing_calls_back(algorithm, data):
+    _, _, functions = algorithm
+    jaxpr = jax.make_jaxpr(functions.train)(jax.random.key(0), data)
+    assert sum(np.size(const) for const in jaxpr.consts) < 100
+    assert "callback" not in str(jaxpr)
+
+
+def test_policy_maps_raw_observations_into_the_action_box(algorithm, data):
+    _, _, functions = algorithm
+    state = functions.init(jax.random.key(0), data)
+    act = functions.policy(state)
+    for obs in (jnp.zeros(9), jnp.full(9, 1e6), 5.0 + 3.0 * data.obs[0]):
+        action = act(obs, jax.random.key(1))
+        assert action.shape == (2,)
+        assert np.all(np.abs(action) <= 1.0)
+
+
+def test_seeds_trained_under_a_progress_bar_are_those_of_train(algorithm, data):
+    _, config, functions = algorithm
+    keys = jax.random.split(jax.random.key(5), 2)
+    states, curves = common.train_seeds(functions, data, keys, config.num_updates, num_chunks=3)
+    expected, _ = jax.jit(jax.vmap(functions.train, (0, None)))(keys, data)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), states.params, expected.params
+    )
+    assert all(curve.shape == (2, 3) for curve in curves.values())
+
+
+# --- Shared pieces ---
+
+
+def test_metrics_are_averaged_over_the_updates(data):
+    class State(NamedTuple):
+        step: jax.Array
+
+    def update(state, batch, rng):
+        return State(state.step + 1), {"step": state.step.astype(jnp.float32)}
+
+    state, metrics = scan_updates(
+        update, State(jnp.zeros((), jnp.int32)), data, jax.random.key(0), 5, 8
+    )
+    assert int(state.step) == 5
+    assert float(metrics["step"]) == 2.0
+
+
+def test_batches_are_uniform_with_aligned_columns(data):
+    batch = common.sample_batch(jax.random.key(0), data, 20_000)
+    np.testing.assert_array_equal(batch.reward, -batch.tracking_cost)
+    counts = np.unique(np.asarray(batch.reward), return_counts=True)[1]
+    assert counts.size == NUM_TRANSITIONS  # every transition is drawn (expected 50 times)
+    assert batch.obs.shape == (20_000, 9) and batch.normaliser.obs_mean.shape == (9,)
+
+
+# --- BC ---
+
+
+def test_bc_loss_is_the_squared_distance():
+    predicted, action = jnp.zeros((4, 2)), jnp.tile(jnp.asarray([3.0, 4.0]), (4, 1))
+    assert float(bc.bc_loss(predicted, action)) == 25.0
+    gradient = jax.grad(bc.bc_loss)(predicted, action)
+    np.testing.assert_allclose(gradient, 2.0 * (predicted - action) / 4)
+
+
+def test_bc_recovers_a_known_policy():
+    data = synthetic_data()
+    config = bc.Config(hidden=(64, 64), num_updates=3_000, batch_size=64, learning_rate=1e-3)
+    functions = bc.make_train(config)
+    state, _ = jax.jit(functions.train)(jax.random.key(0), data)
+    obs = jax.random.normal(jax.random.key(99), (200, 9))  # not in the data
+    predicted = jax.vmap(lambda o: functions.policy(state)(5.0 + 3.0 * o, jax.random.key(0)))(obs)
+    error = jnp.sqrt(jnp.mean((predicted - jnp.tanh(obs[:, :2])) ** 2))
+    spread = jnp.std(jnp.tanh(obs[:, :2]))
+    assert float(error) < 0.35 * float(spread)
+
+
+def test_bc_ignores_reward_and_cost():
+    data = synthetic_data()
+    changed = data._replace(reward=-7.0 * data.reward, cost=1.0 - data.cost)
+    functions = bc.make_train(bc.Config(hidden=(16,), num_updates=20, batch_size=32))
+    first, second = (functions.train(jax.random.key(0), d)[0].params for d in (data, changed))
+    assert same_bytes(first, second)
