@@ -257,7 +257,8 @@ def generate_trajectory(
         spare *= 2
 
 
-def select_episodes(tree, episodes, axis):
+def select_episodes(tree, episodes, axis: int):
+    """The chosen episodes of a `Trajectory` (axis 1) or a `Behaviour` (axis 0)."""
     return jax.tree.map(lambda x: np.take(x, episodes, axis), tree)
 
 

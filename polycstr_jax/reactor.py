@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 
 from polycstr_jax.rosenbrock import RODAS4P, Rosenbrock, Tableau
 
@@ -261,7 +261,8 @@ def internal_step(
 
     top = hermite_maximum(y[4], y1[4], dense["k0"][4], dense["k1"][4])
     num_steps = progress.num_steps + active
-    smallest = 4.0 * jnp.finfo(dtype).eps * params.interval
+    # A step that hardly changes the time is a failure; at the beginning much less is needed.
+    smallest = 4.0 * jnp.finfo(dtype).eps * jnp.maximum(progress.time, 1e-3 * params.interval)
     failed = active & ~accepted & ((num_steps >= MAX_INTERNAL_STEPS) | (proposal < smallest))
     failed = failed | (accepted & ~is_last & (num_steps >= MAX_INTERNAL_STEPS))
     non_negative = (*(jnp.maximum(value, 0.0) for value in y1[:4]), y1[4])
@@ -359,9 +360,9 @@ _simulate_jitted = jax.jit(_simulate, static_argnums=4)
 
 
 def simulate_interval(
-    state: Float[ArrayLike, "5"],
-    previous_feed: Float[ArrayLike, ""],
-    control: Float[ArrayLike, "2"],
+    state: Num[ArrayLike, "5"],
+    previous_feed: Num[ArrayLike, ""],
+    control: Num[ArrayLike, "2"],
     params: ReactorParams | None = None,
     *,
     rtol: float = DEFAULT_RTOL,
@@ -401,9 +402,9 @@ def simulate_interval(
 
 
 def vector_field(
-    t: Float[ArrayLike, ""],
-    state: Float[ArrayLike, "5"],
-    control: Float[ArrayLike, " controls"],
+    t: Num[ArrayLike, ""],
+    state: Num[ArrayLike, "5"],
+    control: Num[ArrayLike, " controls"],
     params: ReactorParams | None = None,
 ) -> Float[Array, "5"]:
     """d(state)/dt [kg/m3/s, mol/m3/s, K/s] in public units; t [s] is not used.
@@ -441,8 +442,8 @@ def _solve_steady(polymer, temperature, params, arrays):
 
 
 def steady_state(
-    polymer: Float[ArrayLike, ""],
-    temperature: Float[ArrayLike, ""],
+    polymer: Num[ArrayLike, ""],
+    temperature: Num[ArrayLike, ""],
     params: ReactorParams | None = None,
 ) -> tuple[Float[Array, "5"], Float[Array, "2"]]:
     """The state and the controls that hold a polymer concentration and a temperature.

@@ -291,7 +291,8 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         tableau = self.tableau
-        h = terms.contr(t0, t1)
+        # Backwards in time diffrax negates t and not h, so the two are kept apart.
+        h, dt = terms.contr(t0, t1), t1 - t0
         y, rebuild = _to_scalars(y0)
         size = len(y)
 
@@ -310,7 +311,8 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
             time = jnp.asarray(t0, jnp.result_type(float, t0))
             f_t = jax.jvp(lambda t: f(t, y), (time,), (jnp.ones_like(time),))[1]
 
-        inverse_h = 1.0 / h
+        # A lane that has arrived takes steps of length 0 under vmap: no infinity to differentiate.
+        inverse_h = 1.0 / jnp.where(h == 0.0, 1e-20, h)
         diagonal = inverse_h * (1.0 / tableau.gamma)
         w = [
             [0 if _is_zero(entry) else -entry for entry in row[:i]]
@@ -326,13 +328,13 @@ class Rosenbrock(diffrax.AbstractAdaptiveSolver):
             nonzero = tuple((j, a_j) for j, a_j in enumerate(a) if a_j != 0.0)
             if nonzero and (nonzero, alpha) != slope_at:  # else: the previous stage's argument
                 argument = tuple(y[n] + _combine(a, stages, n) for n in range(size))
-                slope = f(t0 + alpha * h, argument)
+                slope = f(t0 + alpha * dt, argument)
                 slope_at = (nonzero, alpha)
             rhs = list(slope)
             if stages:
                 rhs = [r + inverse_h * _combine(c, stages, n) for n, r in enumerate(rhs)]
             if f_t is not None and d != 0.0:
-                rhs = [r + (d * h) * f_t[n] for n, r in enumerate(rhs)]
+                rhs = [r + (d * dt) * f_t[n] for n, r in enumerate(rhs)]
             stages.append(lu_solve(factors, rhs))
 
         y1 = tuple(y[n] + _combine(tableau.weights, stages, n) for n in range(size))

@@ -275,7 +275,6 @@ def hot_intervals(x64):
     return jax.tree.map(np.asarray, result)
 
 
-# CORE BUG 3: x32 fails until the smallest step is relative to the time reached, not to 1800 s.
 def test_no_hot_state_fails_or_ends_in_nonsense(x64):
     states, previous_feeds, controls = hot_states(100_000)
     result = hot_intervals(x64)

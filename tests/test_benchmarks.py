@@ -1,0 +1,132 @@
+"""The benchmark writes whole cells, resumes, and its tables repeat byte for byte."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import run, tables
+from polycstr_jax import evaluate
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Results of two reference rows and BC at smoke size."""
+    out = tmp_path_factory.mktemp("results")
+    run.main(run.Args("smoke", out, only=("zero", "random", "bc")))
+    return out
+
+
+def cell_files(out):
+    return sorted(path.name for path in (out / "smoke/leaderboard/startup-pi").iterdir())
+
+
+def test_every_cell_has_a_table_and_its_provenance(smoke):
+    assert cell_files(smoke) == [
+        f"{method}@default.{suffix}"
+        for method in ("bc", "random", "zero")
+        for suffix in ("csv", "json")
+    ]
+    info = json.loads((smoke / "smoke/leaderboard/startup-pi/bc@default.json").read_text())
+    assert info["config"]["seed_width"] == 2 and info["config"]["config"]["num_updates"] == 20
+    assert {"jax", "python"} <= set(info["versions"])
+    assert {"hash", "commit", "hardware", "wall_time_s", "date"} <= set(info)
+
+
+def test_rows_are_one_a_seed_and_group_of_starts(smoke):
+    frame = pd.read_csv(smoke / "smoke/leaderboard/startup-pi/random@default.csv")
+    counts = frame.groupby("starts").size().to_dict()
+    assert counts == {"nominal": 8, "wide": 8, "hot": 8, "hot_doomed": 8}
+    assert (frame.loc[frame.starts == "hot_doomed", "violated"] == 1.0).mean() > 0.9
+    assert np.allclose(
+        frame.score, evaluate.score(frame.episode_return, "startup"), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatch):
+    path = smoke / "smoke/leaderboard/startup-pi/zero@default.csv"
+    before = path.stat().st_mtime_ns
+    monkeypatch.setattr(run, "run_algorithm", lambda cell: pytest.fail("trained again"))
+    run.main(run.Args("smoke", smoke, only=("zero", "bc")))
+    assert path.stat().st_mtime_ns == before
+    description = path.with_suffix(".json")
+    info = json.loads(description.read_text())
+    description.write_text(json.dumps(info | {"hash": "of another configuration"}))
+    run.main(run.Args("smoke", smoke, only=("zero",)))
+    assert path.stat().st_mtime_ns > before
+    assert json.loads(description.read_text())["hash"] == info["hash"]
+
+
+def test_an_interrupted_cell_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "to_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(run.Args("smoke", tmp_path, only=("zero",)))
+    assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.json"))
+
+
+def test_a_table_without_its_description_does_not_count(smoke, tmp_path):
+    folder = tmp_path / "startup-pi"
+    folder.mkdir()
+    (folder / "x@default.csv").write_text("seed,starts\n0,nominal\n")
+    with pytest.raises(ValueError, match="holds no results"):
+        tables.read_results(tmp_path)
+
+
+def test_the_hash_covers_configuration_and_source():
+    cells = {cell.name: cell for cell in run.plan_cells(run.PRESETS["smoke"])}
+    quick = {cell.name: cell for cell in run.plan_cells(run.PRESETS["quick"])}
+    name = "startup-pi/bc@default"
+    assert cells[name].hash != quick[name].hash  # other updates and seeds
+    assert cells["startup-pi/zero@default"].hash == quick["startup-pi/zero@default"].hash
+    assert len({cell.hash for cell in quick.values()}) == len(quick)
+    assert quick[name].config["config"]["num_updates"] == 10_000  # never undertrained to fit
+
+
+def test_tables_repeat_byte_for_byte_and_warn_of_smoke(smoke):
+    arguments = tables.Args(smoke)
+    tables.main(arguments)
+    names = ("leaderboard.md", "leaderboard.csv")
+    first = [(smoke / "smoke" / name).read_bytes() for name in names]
+    tables.main(arguments)
+    assert first == [(smoke / "smoke" / name).read_bytes() for name in names]
+    text = first[0].decode()
+    assert "the numbers mean nothing" in text
+    assert "356 K" in text and "200 intervals" in text  # limit and horizon stand in the header
+    assert "| zero | - | 1 |" in text
+
+
+def test_table_statistics_are_those_of_the_seeds(smoke):
+    results = tables.read_results(smoke / "smoke/leaderboard")
+    board = tables.leaderboard(results)
+    chosen = (board.method == "random") & (board["start group"] == "nominal")
+    row = board[chosen].iloc[0]
+    frame = pd.read_csv(smoke / "smoke/leaderboard/startup-pi/random@default.csv")
+    score = np.sort(frame[frame.starts == "nominal"].score.to_numpy())
+    assert row["score IQM"] == pytest.approx(score[2:6].mean())  # the middle half of 8 seeds
+    assert row["worst seed"] == score[0]
+    assert row["IQM low"] <= row["score IQM"] <= row["IQM high"]
+    assert row["seeds"] == 8 and row["starts"] == 64
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"only = sac; allowed: pi_best.*bc"):
+        run.main(run.Args("smoke", tmp_path, only=("sac",)))
+    with pytest.raises(SystemExit, match="holds no results of preset quick"):
+        tables.main(tables.Args(tmp_path))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SystemExit, match="cannot be written to"):
+        run.main(run.Args("smoke", blocked / "below", only=("zero",)))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="in use by another run"):
+            run.main(run.Args("smoke", tmp_path, only=("zero",)))

@@ -1,0 +1,60 @@
+"""What a user of the installed package relies on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("matplotlib.pyplot", "pandas", "tyro", "orbax.checkpoint", "minari", "h5py", "rliable")
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return result.stdout.strip()
+
+
+def test_our_import_adds_no_heavy_package_to_gymnaxs():
+    loaded = run_python(
+        "import sys, gymnax, flax, diffrax, gymnasium; before = set(sys.modules); "
+        "import polycstr_jax; print(sorted(set(sys.modules) - before))"
+    )
+    assert "polycstr_jax.env" in loaded
+    assert not [name for name in HEAVY if f"'{name}'" in loaded]
+
+
+def test_the_environment_runs_without_float64_and_without_extras():
+    code = (
+        "import sys\n"
+        "for name in ('minari', 'h5py', 'rliable', 'pytest', 'hypothesis', 'beartype'):\n"
+        "    sys.modules[name] = None\n"
+        "import jax, polycstr_jax\n"
+        "env, params = polycstr_jax.make('startup')\n"
+        "obs, state = env.reset(jax.random.key(0), params)\n"
+        "obs, *_ = env.step(jax.random.key(1), state, jax.numpy.zeros(2), params)\n"
+        "print(obs.dtype)"
+    )
+    assert run_python(code) == "float32"
+
+
+def test_readme_example_runs():
+    text = (ROOT / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    assert blocks
+    for block in blocks:
+        run_python(block)
+
+
+@pytest.mark.parametrize("command", ["algos.bc", "benchmarks.run", "benchmarks.tables"])
+def test_commands_explain_themselves(command):
+    text = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    assert "usage:" in text and len(text.splitlines()) > 8
