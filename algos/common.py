@@ -104,12 +104,13 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
 
     @dataclasses.dataclass
     class Run:
-        """Train seeds on a data set and evaluate them on the nominal starts."""
+        """Train seeds on a data set and evaluate them on a set of starts."""
 
         scenario: Literal["startup", "grade_down", "grade_up"] = "startup"
         dataset: Literal["pi", "mixed"] = "pi"
         num_seeds: int = 8  # trained together, vmapped
         seed: int = 0  # of the first of them
+        starts: Literal["nominal", "wide", "hot", "tune"] = "nominal"  # choose things on tune
         out: Path | None = None  # folder for the trained parameters; runs/... if not given
         config: tyro.conf.OmitArgPrefixes[type(presets[chosen.preset])] = presets[chosen.preset]
 
@@ -132,11 +133,11 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         params,
         algorithm.policy,
         states,
-        evaluate.start_states(evaluate.starts(args.scenario, "nominal")),
+        evaluate.start_states(evaluate.starts(args.scenario, args.starts)),
         evaluate.score_limits(args.scenario),
         jax.random.key(0),
     )
-    table = Table(title=f"{name} on {args.scenario} ({args.dataset}), 64 nominal starts")
+    table = Table(title=f"{name} on {args.scenario} ({args.dataset}), 64 {args.starts} starts")
     for column in ("seed", *curves, "score", "P(violation)", "P(runaway)", "peak K"):
         table.add_column(column, justify="right")
     for seed in range(args.num_seeds):

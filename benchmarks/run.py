@@ -62,7 +62,7 @@ class Preset(NamedTuple):
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
     "smoke": Preset(2, 2, ("startup",), ("pi",), 20),
-    "quick": Preset(4, 4, SCENARIOS, data.DATASETS, None),
+    "quick": Preset(8, None, SCENARIOS, data.DATASETS, None),
     "full": Preset(1_000, None, SCENARIOS, data.DATASETS, None),
 }
 
@@ -340,6 +340,8 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
 
 
 def main(args: Args) -> None:
+    cache = Path(__file__).parent.parent / ".cache" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     folder = args.out / args.preset / "leaderboard"
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,8 @@ class Normaliser(NamedTuple):
 
     obs_mean: np.ndarray  # (9,)
     obs_std: np.ndarray  # (9,)
+    action_mean: np.ndarray  # (2,)
+    action_std: np.ndarray  # (2,) a few hundredths: most increments are small
     reward_std: np.ndarray  # () of the rewards clipped at -20,000
 
     def obs(self, obs):
@@ -295,13 +297,15 @@ def generate(
 
 def normaliser(pi_data: Dataset) -> Normaliser:
     """Scales from a scenario's `pi` set (also for its `mixed` set)."""
-    std = pi_data.obs.std(axis=0, dtype=np.float64)
-    reward = np.maximum(pi_data.reward.astype(np.float64), REWARD_FLOOR)
-    return Normaliser(
-        obs_mean=pi_data.obs.mean(axis=0, dtype=np.float64).astype(np.float32),
-        obs_std=np.maximum(std, 1e-6).astype(np.float32),
-        reward_std=reward.std().astype(np.float32),
+    obs, action = pi_data.obs.astype(np.float64), pi_data.action.astype(np.float64)
+    scales = Normaliser(
+        obs_mean=obs.mean(axis=0),
+        obs_std=np.maximum(obs.std(axis=0), 1e-6),
+        action_mean=action.mean(axis=0),
+        action_std=np.maximum(action.std(axis=0), 1e-6),
+        reward_std=np.maximum(pi_data.reward.astype(np.float64), REWARD_FLOOR).std(),
     )
+    return jax.tree.map(np.float32, scales)
 
 
 def training_data(dataset: Dataset, scales: Normaliser) -> TrainingData:

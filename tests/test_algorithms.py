@@ -39,7 +39,13 @@ def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
         terminated=jnp.zeros(NUM_TRANSITIONS, bool),
         truncated=jnp.arange(NUM_TRANSITIONS) % 200 == 199,
         tracking_cost=-column,
-        normaliser=Normaliser(jnp.full(9, 5.0), jnp.full(9, 3.0), jnp.ones(())),
+        normaliser=Normaliser(
+            obs_mean=jnp.full(9, 5.0),
+            obs_std=jnp.full(9, 3.0),
+            action_mean=jnp.full(2, 0.1),
+            action_std=jnp.full(2, 0.5),
+            reward_std=jnp.ones(()),
+        ),
     )
 
 
