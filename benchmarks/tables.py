@@ -99,7 +99,7 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
     score = cell["score"].to_numpy()
     middle = stats.seed_bootstrap(score)
     interval = "-" if np.isnan(middle.low) else f"[{middle.low:.1f}, {middle.high:.1f}]"
-    any_violation = stats.share_of_seeds(cell["violated"] > 0)
+    any_violation = stats.share_of_seeds(cell["violated"].to_numpy() > 0)
     row: dict[str, object] = {
         "method": cell["method"].iloc[0],
         "variant": cell["variant"].iloc[0],

@@ -59,7 +59,7 @@ def seed_bootstrap(values, statistic: Callable = iqm, rng: int = 0) -> Interval:
     return Interval(point, *(float(bound) for bound in result.confidence_interval))
 
 
-def share_of_seeds(events: Sequence[bool]) -> Interval:
+def share_of_seeds(events: Sequence[bool] | np.ndarray) -> Interval:
     """Share of seeds in which something ever happened, with its Clopper-Pearson 95 % interval."""
     events = np.asarray(events, bool)
     if events.ndim != 1 or events.size == 0:
