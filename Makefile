@@ -22,8 +22,8 @@ help: ## show this list
 		while IFS='|' read -r target text; do printf '  %-12s %s\n' "$$target" "$$text"; done
 
 leaderboard: $(STAMP) ## train, evaluate and print the leaderboard (about 10 minutes on 2 CPU cores)
-	$(BIN)/python -m benchmarks.run --preset quick
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.run --preset quick --out results/local
+	$(BIN)/python -m benchmarks.tables --preset quick --results results/local
 
 test: lint ## lint, then run the tests on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -37,7 +37,7 @@ format: $(STAMP) ## repair style and formatting
 	$(BIN)/ruff format .
 
 smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary folder
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -x; \
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -ex; \
 	$(BIN)/python -m benchmarks.run --preset smoke --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables --results "$$folder"
 
@@ -45,11 +45,11 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	$(BIN)/python $(PIP_INSTALL) build
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -x; \
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -ex; \
 	$(BIN)/python -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" $(PIP_INSTALL) dist/*.whl; \
 	cd "$$folder"; \
-	venv/bin/python -I -c 'import polycstr_jax; print("imported", polycstr_jax.__file__)'
+	venv/bin/python -I -c 'from polycstr_jax import data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); print(evaluate.starts("startup", "hot").state.shape)'
 
 clean: ## remove the virtual environment, builds and caches (not results/)
 	rm -rf $(VENV) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
@@ -63,6 +63,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 		found=$$("$(PYTHON)" -c 'import platform; print(platform.python_version())'); \
 		echo "error: polycstr-jax needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$found." >&2; \
 		echo "Name another, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "making $(VENV) and installing the package into it: a minute or two"
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) -e ".[test,interop]"
 	@touch $@

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -73,24 +75,40 @@ def scan_updates(update, state, data, rng, num_updates: int, batch_size: int):
 def train_seeds(algorithm: Algorithm, data: TrainingData, rngs, num_updates, num_chunks=20):
     """Train one seed a key, vmapped, in chunks under a progress bar.
 
-    Returns the states and the learning curves {name: (seeds, chunks)}. Equal to
-    `vmap(algorithm.train)`, except that the metrics are per chunk.
+    Returns the states, the learning curves {name: (seeds, chunks)}, and the seconds spent on
+    compilation and on training. The states are those of `vmap(algorithm.train)`. Raises
+    `ValueError` if `num_updates` is below 1.
     """
+    if num_updates < 1:
+        raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
     init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
-    state = jax.jit(jax.vmap(algorithm.init, in_axes=(0, None)))(init_keys, data)
+    init, run = jitted_over_seeds(algorithm)
+    started = time.perf_counter()
+    state = init(init_keys, data)
     sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
-    run = jax.jit(
-        jax.vmap(algorithm.run, in_axes=(0, None, 0, None)), static_argnums=3, donate_argnums=0
-    )
+    compiled = {n: run.lower(state, data, run_keys, n).compile() for n in {*sizes.tolist()}}
+    seconds = {"compile": time.perf_counter() - started}
+    started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     curves: list[Any] = []
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task("updates", total=num_updates)
         for size in sizes:
-            state, metrics = run(state, data, run_keys, int(size))
+            state, metrics = compiled[int(size)](state, data, run_keys)
             curves.append(jax.device_get(metrics))
             progress.update(task, advance=size)
-    return state, jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *curves)
+    seconds["run"] = time.perf_counter() - started
+    return state, jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *curves), seconds
+
+
+@functools.cache
+def jitted_over_seeds(algorithm: Algorithm):
+    """`init` and `run` of an algorithm, vmapped over seeds and jitted; made once."""
+    run = jax.vmap(algorithm.run, in_axes=(0, None, 0, None))
+    return (
+        jax.jit(jax.vmap(algorithm.init, in_axes=(0, None))),
+        jax.jit(run, static_argnums=3, donate_argnums=0),
+    )
 
 
 def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> None:
@@ -121,11 +139,17 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
     out = out.absolute()
     if out.exists():
         raise SystemExit(f"out = {out} exists; remove it or name another folder with --out.")
+    if args.config.num_updates < 1:
+        raise SystemExit(f"num-updates = {args.config.num_updates}; allowed: 1 or more.")
+    try:
+        data_module.check_writable(out.parent)
+    except OSError as error:
+        raise SystemExit(str(error)) from error
 
     env, params = polycstr_jax.make(args.scenario)
     algorithm = make_train(args.config, env, params)
     rngs = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
-    states, curves = train_seeds(
+    states, curves, _ = train_seeds(
         algorithm, load_training_data(args.scenario, args.dataset), rngs, args.config.num_updates
     )
     metrics = evaluate.evaluate_policies(

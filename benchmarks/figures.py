@@ -25,7 +25,7 @@ import polycstr_jax
 from algos import bc
 from algos.common import load_training_data, train_seeds
 from polycstr_jax import data, evaluate
-from polycstr_jax.data import write_atomically
+from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import EnvParams
 from polycstr_jax.rollout import rollout
 
@@ -47,7 +47,7 @@ def bc_trajectory(scenario: str, num_updates: int):
     algorithm = bc.make_train(config)
     rngs = jax.vmap(jax.random.key)(np.arange(1))
     training = load_training_data(scenario, "pi")
-    states, _ = train_seeds(algorithm, training, rngs, num_updates)
+    states, _, _ = train_seeds(algorithm, training, rngs, num_updates)
     act = algorithm.policy(jax.tree.map(lambda x: x[0], states))
 
     @jax.jit
@@ -115,6 +115,7 @@ def figure(scenario: str, num_updates: int):
 
 
 def main(args: Args) -> None:
+    check_writable(args.out)
     for scenario in polycstr_jax.SCENARIOS:
         fig = figure(scenario, args.num_updates)
         path = args.out / f"trajectories-{scenario}.png"

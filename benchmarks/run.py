@@ -13,6 +13,7 @@ Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, f
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib
 import json
@@ -21,7 +22,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,17 +36,20 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import polycstr_jax
-from algos.common import load_training_data, train_seeds
+from algos.common import Algorithm, load_training_data, train_seeds
 from polycstr_jax import controllers, data, evaluate
-from polycstr_jax.data import write_atomically
-from polycstr_jax.env import PolyCSTR, scenario_params
+from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.evaluate import EpisodeMetrics
 
 EVALUATION_SETS = ("nominal", "wide", "hot")
 EVALUATION_KEY = 0
 ALGORITHMS = ("bc",)  # files of algos/ with PRESETS and make_train
-REFERENCES = ("pi_best", "pi_median", "zero", "random")
+REFERENCES = ("pi_best", "pi_safe", "pi_median", "zero", "random")
 NUM_RANDOM_SEEDS = 8  # of the random controller
+
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 class Preset(NamedTuple):
@@ -75,6 +78,7 @@ class Cell(NamedTuple):
     method: str
     variant: str
     config: dict[str, Any]  # everything that decides the numbers; hashed
+    algorithm_config: Any = None  # the algorithm's frozen dataclass; None for a controller
 
     @property
     def name(self) -> str:
@@ -93,14 +97,17 @@ class Args:
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
     force: bool = False  # run finished cells again
+    episodes: bool = False  # also write per-episode arrays, <cell>.npz
 
 
 def plan_cells(preset: Preset) -> list[Cell]:
     """All cells of a preset, in the order in which they run."""
     width = preset.seed_width or (8 if jax.default_backend() == "cpu" else 64)
     common = {
-        "version": polycstr_jax.__version__,
         "constants": constants_hash(),
+        "source": source_hash(),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
         "evaluation": [EVALUATION_SETS, EVALUATION_KEY],
         "precision": jnp.dtype(jnp.result_type(float)).name,
     }
@@ -111,98 +118,122 @@ def plan_cells(preset: Preset) -> list[Cell]:
             config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
             cells.append(Cell(scenario, "pi", method, "default", config))
     for method in ALGORITHMS:
-        module = importlib.import_module(f"algos.{method}")
-        source = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]
+        settings = importlib.import_module(f"algos.{method}").PRESETS["default"]
+        if preset.num_updates:
+            settings = dataclasses.replace(settings, num_updates=preset.num_updates)
         for dataset in preset.datasets:
             for scenario in preset.scenarios:
-                algorithm_config = module.PRESETS["default"]
-                if preset.num_updates:
-                    algorithm_config = dataclasses.replace(
-                        algorithm_config, num_updates=preset.num_updates
-                    )
                 config = {
                     "method": method,
-                    "source": source,
-                    "config": dataclasses.asdict(algorithm_config),
+                    "algorithm_source": file_hash([REPOSITORY / f"algos/{method}.py"]),
+                    "config": dataclasses.asdict(settings),
                     "scenario": scenario,
                     "dataset": dataset,
                     "seeds": preset.num_seeds,
                     "seed_width": width,
                     **common,
                 }
-                cells.append(Cell(scenario, dataset, method, "default", config))
+                cells.append(Cell(scenario, dataset, method, "default", config, settings))
     return cells
+
+
+def file_hash(paths) -> str:
+    """Hash of the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def source_hash() -> str:
+    """Hash of the code that all cells rest on: the package, what algorithms share, this file."""
+    package = sorted(Path(polycstr_jax.__file__).parent.glob("*.py"))
+    return file_hash([*package, REPOSITORY / "algos/common.py", REPOSITORY / "benchmarks/run.py"])
 
 
 def constants_hash() -> str:
     """Hash of the evaluation starts, score limits and data checksums that scores rest on."""
     package = Path(polycstr_jax.__file__).parent
-    digest = hashlib.sha256((package / "starts.npz").read_bytes())
-    digest.update((package / "score_limits.json").read_bytes())
-    digest.update(json.dumps(data.committed_checksums()["inputs"], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    inputs = json.dumps(data.committed_checksums()["inputs"], sort_keys=True)
+    files = file_hash([package / "starts.npz", package / "score_limits.json"])
+    return hashlib.sha256((files + inputs).encode()).hexdigest()[:16]
 
 
-# --- Methods: each returns metrics (S, E) for a function that evaluates on one set of starts ---
+# --- Methods: each returns metrics (S, E) by set of starts, and the seconds it took ---
+
+Outcome = tuple[dict[str, EpisodeMetrics], dict[str, float]]
+
+# One environment and one PI controller for all scenarios, which are data: compiled once.
+ENV = PolyCSTR()
+PI = controllers.make_pi(EnvParams())
 
 
-def run_reference(cell: Cell) -> Callable[[str], EpisodeMetrics]:
+def run_reference(cell: Cell) -> Outcome:
     """A controller without training; one seed, the random controller excepted."""
-    env, params = PolyCSTR(cell.scenario), scenario_params(cell.scenario)
-    limits = evaluate.score_limits(cell.scenario)
-    controller, make_memory, num_seeds = reference_controller(cell, env, params)
-
-    def on(kind: str) -> EpisodeMetrics:
-        initial = evaluate.start_states(evaluate.starts(cell.scenario, kind))
-        num_starts = initial.time.shape[0]
-        results = [
-            evaluate.evaluate(
-                env,
-                params,
-                controller,
-                make_memory(seed, num_starts),
-                initial,
-                limits,
-                jax.random.key(EVALUATION_KEY),
-            )
-            for seed in range(num_seeds)
-        ]
-        return jax.tree.map(lambda *x: jnp.stack(x), *results)
-
-    return on
-
-
-def reference_controller(cell: Cell, env: PolyCSTR, params):
-    """(controller, memory of (seed, number of lanes), number of seeds) of a reference row."""
-    if cell.method == "zero":
-        return controllers.zero, lambda seed, n: jnp.zeros((n,)), 1
+    started = time.perf_counter()
+    params = scenario_params(cell.scenario)
     if cell.method == "random":
-        return (
-            controllers.uniform_random,
-            lambda seed, n: jax.random.split(jax.random.key(seed), n),
-            NUM_RANDOM_SEEDS,
-        )
-    kp, ki = choose_pi_gains(cell.scenario, cell.method)
-    pi = controllers.make_pi(params)
+        controller = controllers.uniform_random
+    elif cell.method == "zero":
+        controller = controllers.zero
+    else:
+        controller = PI
+        kp, ki = choose_pi_gains(cell.scenario, cell.method)
 
-    def memory(seed, n):
+    def memory(seed, lanes):
+        if cell.method == "random":
+            return jax.random.split(jax.random.key(seed), lanes)
+        if cell.method == "zero":
+            return jnp.zeros((lanes,))
         return controllers.pi_state(
-            np.tile(kp, (n, 1)), np.tile(ki, (n, 1)), params.initial_control
+            np.tile(kp, (lanes, 1)), np.tile(ki, (lanes, 1)), params.initial_control
         )
 
-    return pi, memory, 1
+    def on(initial, seed):
+        return evaluate.evaluate(
+            ENV,
+            params,
+            controller,
+            memory(seed, evaluate.NUM_STARTS),
+            initial,
+            evaluate.score_limits(cell.scenario),
+            jax.random.key(EVALUATION_KEY),
+        )
+
+    results = {}
+    for kind in EVALUATION_SETS:
+        initial = evaluate.start_states(evaluate.starts(cell.scenario, kind))
+        seeds = [on(initial, seed) for seed in range(cell.config["seeds"])]
+        results[kind] = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
+    return results, {"total": time.perf_counter() - started}
 
 
 def choose_pi_gains(scenario: str, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Gains of the data's 100 PI controllers: best or median by mean return on `tune` starts."""
-    env, params = PolyCSTR(scenario), scenario_params(scenario)
+    """Gains of one of the data's 100 PI controllers, chosen by mean return on the `tune` starts.
+
+    `pi_best`: the best, whatever it does to the limit. `pi_safe`: the best of those that violate
+    it least often, which is never wherever possible. `pi_median`: the median one.
+    """
+    kp, ki, mean_return, violated = pi_on_tune(scenario)
+    order = np.argsort(mean_return)
+    if which == "pi_safe":
+        index = np.lexsort((mean_return, -violated))[-1]
+    else:
+        index = order[-1] if which == "pi_best" else order[len(order) // 2]
+    return kp[index], ki[index]
+
+
+@functools.cache
+def pi_on_tune(scenario: str):
+    """Gains (100, 2) twice, mean return (100,) and share of violating `tune` starts (100,)."""
+    params = scenario_params(scenario)
     _, plan = data.generate_trajectory(scenario, "pi")
     initial = evaluate.start_states(evaluate.starts(scenario, "tune"))
-    num_gains, num_starts = plan.kp.shape[0], initial.time.shape[0]
+    num_gains, num_starts = plan.kp.shape[0], evaluate.NUM_STARTS
     metrics = evaluate.evaluate(
-        env,
+        ENV,
         params,
-        controllers.make_pi(params),
+        PI,
         controllers.pi_state(
             np.repeat(plan.kp, num_starts, 0),
             np.repeat(plan.ki, num_starts, 0),
@@ -212,35 +243,39 @@ def choose_pi_gains(scenario: str, which: str) -> tuple[np.ndarray, np.ndarray]:
         evaluate.score_limits(scenario),
         jax.random.key(EVALUATION_KEY),
     )
-    mean_return = np.asarray(metrics.episode_return).reshape(num_gains, num_starts).mean(axis=1)
-    order = np.argsort(mean_return)
-    index = order[-1] if which == "pi_best" else order[num_gains // 2]
-    return plan.kp[index], plan.ki[index]
+
+    def mean(x):
+        return np.asarray(x, np.float64).reshape(num_gains, num_starts).mean(axis=1)
+
+    return plan.kp, plan.ki, mean(metrics.episode_return), mean(metrics.violated)
 
 
-def run_algorithm(cell: Cell) -> Callable[[str], EpisodeMetrics]:
+@functools.cache
+def build(method: str, config) -> Algorithm:
+    """An algorithm's functions, made once for each configuration so that they compile once."""
+    return importlib.import_module(f"algos.{method}").make_train(config, ENV, ENV.default_params)
+
+
+def run_algorithm(cell: Cell) -> Outcome:
     """Train all seeds, `seed_width` at a time, and evaluate the last iterate."""
-    module = importlib.import_module(f"algos.{cell.method}")
-    settings = cell.config
-    config = type(module.PRESETS["default"])(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings["config"].items()}
-    )
-    env, params = PolyCSTR(cell.scenario), scenario_params(cell.scenario)
-    algorithm = module.make_train(config, env, params)
+    config = cell.algorithm_config
+    algorithm, params = build(cell.method, config), scenario_params(cell.scenario)
     training = load_training_data(cell.scenario, cell.dataset)
-    num_seeds, width = settings["seeds"], settings["seed_width"]
-    batches = []
+    num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
+    seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
+    starts = {
+        kind: evaluate.start_states(evaluate.starts(cell.scenario, kind))
+        for kind in EVALUATION_SETS
+    }
+    batches: dict[str, list[EpisodeMetrics]] = {kind: [] for kind in EVALUATION_SETS}
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
         rngs = jax.vmap(jax.random.key)(first + np.arange(width))
-        states, _ = train_seeds(algorithm, training, rngs, config.num_updates)
-        batches.append(states)
-
-    def on(kind: str) -> EpisodeMetrics:
-        initial = evaluate.start_states(evaluate.starts(cell.scenario, kind))
-        results = [
-            evaluate.evaluate_policies(
-                env,
+        states, _, spent = train_seeds(algorithm, training, rngs, config.num_updates)
+        started = time.perf_counter()
+        for kind, initial in starts.items():
+            metrics = evaluate.evaluate_policies(
+                ENV,
                 params,
                 algorithm.policy,
                 states,
@@ -248,11 +283,15 @@ def run_algorithm(cell: Cell) -> Callable[[str], EpisodeMetrics]:
                 evaluate.score_limits(cell.scenario),
                 jax.random.key(EVALUATION_KEY),
             )
-            for states in batches
-        ]
-        return jax.tree.map(lambda *x: jnp.concatenate(x)[:num_seeds], *results)
-
-    return on
+            batches[kind].append(jax.device_get(metrics))
+        # Of the first batch, the evaluation includes its compilation.
+        spent["evaluation"] = time.perf_counter() - started
+        seconds = {name: seconds[name] + spent[name] for name in seconds}
+    results = {
+        kind: jax.tree.map(lambda *x: np.concatenate(x)[:num_seeds], *parts)
+        for kind, parts in batches.items()
+    }
+    return results, seconds
 
 
 # --- Results ---
@@ -287,13 +326,12 @@ def to_rows(cell: Cell, kind: str, metrics: EpisodeMetrics) -> list[dict[str, An
 
 def provenance(cell: Cell, wall_time: dict[str, float]) -> dict[str, Any]:
     """How a cell was made."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        commit = done.stdout.strip()
+    except OSError:  # no git
+        commit = ""
     packages = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax", "numpy", "scipy")
     return {
         "hash": cell.hash,
@@ -330,6 +368,17 @@ def is_finished(folder: Path, cell: Cell) -> bool:
         return False
 
 
+def write_episodes(folder: Path, cell: Cell, results: dict[str, EpisodeMetrics]) -> None:
+    """Write every metric of every episode, arrays (seeds, starts) named <starts>_<metric>."""
+    arrays = {
+        f"{kind}_{name}": np.asarray(values)
+        for kind, metrics in results.items()
+        for name, values in metrics._asdict().items()
+    }
+    path = folder / f"{cell.name}.npz"
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
 def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, float]) -> None:
     """Write the .csv, then the .json that declares it finished."""
     table = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
@@ -340,26 +389,26 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
 
 
 def main(args: Args) -> None:
-    cache = Path(__file__).parent.parent / ".cache" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
     folder = args.out / args.preset / "leaderboard"
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        lock = open(args.out / ".lock", "w")
-    except OSError as error:
-        raise SystemExit(f"out = {args.out} cannot be written to: {error}.") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SystemExit(
-            f"out = {args.out} is in use by another run; wait or name another."
-        ) from error
     cells = plan_cells(PRESETS[args.preset])
     unknown = set(args.only) - {cell.method for cell in cells}
     if unknown:
         allowed = ", ".join([*REFERENCES, *ALGORITHMS])
         raise SystemExit(f"only = {', '.join(sorted(unknown))}; allowed: {allowed}.")
     cells = [cell for cell in cells if not args.only or cell.method in args.only]
+    try:
+        for cell in cells:
+            check_writable((folder / cell.name).parent)
+        lock = open(args.out / ".lock", "w")
+    except OSError as error:
+        raise SystemExit(f"out = {args.out}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SystemExit(
+            f"out = {args.out} is in use by another run; wait or name another."
+        ) from error
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
@@ -367,16 +416,12 @@ def main(args: Args) -> None:
         for cell in cells:
             progress.update(task, description=f"{args.preset} {cell.name}")
             if args.force or not is_finished(folder, cell):
-                started = time.perf_counter()
                 run = run_algorithm if cell.method in ALGORITHMS else run_reference
-                on = run(cell)
-                trained = time.perf_counter()
-                rows = [row for kind in EVALUATION_SETS for row in to_rows(cell, kind, on(kind))]
-                wall_time = {
-                    "training": trained - started,
-                    "evaluation": time.perf_counter() - trained,
-                }
-                write_cell(folder, cell, rows, wall_time)
+                results, seconds = run(cell)
+                if args.episodes:
+                    write_episodes(folder, cell, results)
+                rows = [row for kind in results for row in to_rows(cell, kind, results[kind])]
+                write_cell(folder, cell, rows, seconds)
             progress.advance(task)
     rich.print(f"results: {folder}")
 

@@ -25,7 +25,7 @@ COST_LIMITS = (0, 2, 5)  # intervals per episode
 PRESETS = ("full", "quick", "smoke")  # the largest that is there is shown
 BASELINE = "bc"
 GROUPS = ("nominal", "wide", "hot", "hot_doomed")
-METHOD_ORDER = ("pi_best", "pi_median", "zero", "random")  # reference rows first
+METHOD_ORDER = ("pi_best", "pi_safe", "pi_median", "zero", "random")  # reference rows first
 COLUMNS = {  # Markdown column -> how it is written
     "method": "{}",
     "data": "{}",
@@ -86,6 +86,7 @@ def read_results(folder: Path) -> pd.DataFrame:
                 hash=info["hash"],
                 hardware=info["hardware"],
                 jax=info["versions"]["jax"],
+                commit=info["commit"],
                 date=info["date"],
             )
         )
@@ -130,6 +131,7 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
         "IAE P kg h/m3": cell["iae_polymer"].mean(),
         "IAE T K h": cell["iae_temperature"].mean(),
         "input movement": cell["input_movement"].mean(),
+        "solver failures": cell["solver_failed"].mean(),
     }
     for limit in COST_LIMITS:
         cost = stats.normalised_cost(cell["violation_steps"].mean(), limit)
@@ -143,6 +145,9 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
 
 def leaderboard(results: pd.DataFrame) -> pd.DataFrame:
     """All rows of all tables: one a scenario, group of starts, data set and method."""
+    unknown = set(results.starts) - set(GROUPS)
+    if unknown:
+        raise ValueError(f"starts = {', '.join(sorted(unknown))}; allowed: {', '.join(GROUPS)}.")
     rows = []
     for scenario in polycstr_jax.SCENARIOS:
         for group in GROUPS:
@@ -178,12 +183,19 @@ def header(results: pd.DataFrame, preset: str) -> str:
         f"Cost: 1 for each interval whose peak temperature exceeds {params.temperature_limit:g} K; "
         f"undiscounted, over {params.max_steps_in_episode} intervals ({hours:g} h). Runaway: peak "
         f"above {params.runaway_temperature:g} K. Score: 0 and 100 are the 10th and 99th "
-        "percentile of random-gain PI control; not bounded below. IQM over seeds with a "
-        "bootstrap interval over seeds; a dash where there is nothing to resample, or (gap "
-        "closed) where the oracle is not there yet.",
-        f"Preset {preset}; jax {', '.join(sorted(results.jax.unique()))}; "
-        f"{'; '.join(sorted(results.hardware.unique()))}; {results.date.max()}.",
+        "percentile of random-gain PI control from nominal starts, for hot starts too; not "
+        "bounded below. IQM over seeds with a bootstrap interval over seeds; a dash where fewer "
+        f"than {stats.MIN_SEEDS} seeds are there to resample, or (gap closed) where the oracle is "
+        "not there yet. Of the 100 PI controllers of the data, pi_best has the best return on "
+        "the tune starts, whatever it does to the limit; pi_safe the best of those that violate "
+        "it least; pi_median the median. BC has no tuning but the 5 variants of its page.",
+        f"Preset {preset}; commit {', '.join(sorted(results.commit.unique()))}; "
+        f"jax {', '.join(sorted(results.jax.unique()))}; "
+        f"{'; '.join(sorted(results.hardware.unique()))}; "
+        f"{' to '.join(sorted({results.date.min(), results.date.max()}))}.",
     ]
+    if results.solver_failed.any():
+        lines.append("SOLVER FAILURES: see that column of leaderboard.csv.")
     if preset == "smoke":
         lines.append("SMOKE TEST: trained for a few updates only; the numbers mean nothing.")
     return "\n\n".join(lines)

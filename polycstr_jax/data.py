@@ -67,6 +67,10 @@ class Dataset(NamedTuple):
     episode: np.ndarray  # (N,) int32
 
 
+COLUMN_SHAPES = {"obs": (9,), "action": (2,), "next_obs": (9,)}
+COLUMN_DTYPES = {"terminated": np.bool_, "truncated": np.bool_, "episode": np.int32}
+
+
 class Normaliser(NamedTuple):
     """Scales of the `pi` set, used for both sets by every algorithm."""
 
@@ -350,17 +354,16 @@ def committed_checksums() -> dict:
 
 
 def platform_key() -> str:
-    """What float32 results may depend on: system, processor, vector instructions, jaxlib."""
+    """What float32 results may depend on: system, processor model and its flags, jaxlib."""
     import jaxlib
 
-    flags = ""
-    if os.path.exists("/proc/cpuinfo"):
-        text = Path("/proc/cpuinfo").read_text()
-        flags = "avx512" if " avx512f" in text else "avx2" if " avx2" in text else "baseline"
-    backend = jax.default_backend()
-    return "-".join(
-        [platform.system(), platform.machine(), flags, backend, f"jaxlib{jaxlib.__version__}"]
-    ).lower()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    cpu = {name.strip(): value.strip() for name, value in fields.items()}
+    model = [cpu.get(name, "") for name in ("vendor_id", "cpu family", "model")]
+    flags = hashlib.sha256(cpu.get("flags", platform.processor()).encode()).hexdigest()[:8]
+    parts = [platform.system(), platform.machine(), *model, flags, jax.default_backend()]
+    return "-".join([*filter(None, parts), f"jaxlib{jaxlib.__version__}"]).lower()
 
 
 def save(path: str | Path, dataset: Dataset, **provenance) -> Path:
@@ -391,13 +394,24 @@ def load(path: str | Path) -> Dataset:
         raise ValueError(
             f"path = {str(path)!r} cannot be read as .npz ({error}); regenerate the data set."
         ) from error
+    foreign = f"path = {str(path)!r} is no polycstr-jax data set"
     missing = sorted({"metadata", *Dataset._fields} - set(content))
     if missing:
-        raise ValueError(
-            f"path = {str(path)!r} is no polycstr-jax data set: it lacks {', '.join(missing)}."
-        )
+        raise ValueError(f"{foreign}: it lacks {', '.join(missing)}.")
     dataset = Dataset(**{name: content[name] for name in Dataset._fields})
-    written, found = json.loads(str(content["metadata"]))["sha256"], sha256(dataset)
+    num = dataset.reward.shape[0] if dataset.reward.ndim else 0
+    for name, array in dataset._asdict().items():
+        shape = (num, *COLUMN_SHAPES.get(name, ()))
+        dtype = np.dtype(COLUMN_DTYPES.get(name, np.float32))
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"{foreign}: {name} is {array.dtype} {array.shape}; allowed: {dtype} {shape}."
+            )
+    found = sha256(dataset)
+    try:
+        written = json.loads(str(content["metadata"]))["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{foreign}: its metadata names no sha256 ({found} found).") from error
     if written != found:
         raise ValueError(
             f"path = {str(path)!r} has sha256 {found}, but {written} was written in it: the file "
@@ -409,17 +423,27 @@ def load(path: str | Path) -> Dataset:
 def write_atomically(path: Path, write) -> None:
     """Call `write(binary file)` on a temporary file beside `path`, then rename it.
 
-    Raises `PermissionError` naming the folder where it cannot be written to.
+    Raises `OSError` naming the folder where it cannot be written to.
     """
+    check_writable(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
         os.replace(temporary, path)
-    except PermissionError as error:
-        raise PermissionError(
-            f"folder {str(path.parent)!r} cannot be written to: {error}."
-        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; `OSError` naming it if a file cannot be made in it.
+
+    Call it before the work whose result is to be written.
+    """
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"folder {str(folder)!r} cannot be written to: {error}.") from error

@@ -181,9 +181,21 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
         )
 
     def begin_interval(self, state: EnvState, action, draws, params: EnvParams) -> Applied:
-        """From an action to the reactor's inputs: sanitise, delay, increment, clip, disturb."""
+        """From an action to the reactor's inputs: sanitise, delay, increment, clip, disturb.
+
+        Raises `ValueError` at trace time for an action of another shape or of no real dtype.
+        """
+        action = jnp.asarray(action)
+        real = jnp.issubdtype(action.dtype, jnp.floating) or jnp.issubdtype(
+            action.dtype, jnp.integer
+        )
+        if action.shape != (ACTION_SIZE,) or not real:
+            raise ValueError(
+                f"action is {action.dtype} {action.shape}; allowed: real numbers of shape "
+                f"({ACTION_SIZE},) (use jax.vmap for several reactors)."
+            )
         dtype = state.control.dtype
-        action = jnp.asarray(action, dtype)
+        action = action.astype(dtype)
         invalid = ~jnp.all(jnp.isfinite(action))
         bounded = jnp.clip(action, -1.0, 1.0)
         clipped = ~invalid & jnp.any(bounded != action)

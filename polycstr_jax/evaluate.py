@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polycstr_jax.data import EPISODE_LENGTH
+from polycstr_jax.data import EPISODE_LENGTH, REWARD_FLOOR
 from polycstr_jax.env import EnvParams, EnvState, PolyCSTR, initial_state, scenario_name
 from polycstr_jax.rollout import Controller, Trajectory, rollout
 
@@ -91,28 +91,36 @@ def score(episode_return, scenario: str):
 
 
 def episode_metrics(trajectory: Trajectory, params: EnvParams, limits: tuple) -> EpisodeMetrics:
-    """Metrics of E episodes (T, E, ...); `limits` are `score_limits` of the scenario. Jittable."""
+    """Metrics of E episodes (T, E, ...); `limits` are `score_limits` of the scenario. Jittable.
+
+    A failure of the integrator must not pay: from its interval on, each counts as a violation
+    with a reward of -20,000, and the episode as a runaway that never settles.
+    """
     low, high = limits
+    failed = trajectory.terminated | ~trajectory.alive
+    reward = jnp.where(failed, REWARD_FLOOR, trajectory.reward)
+    cost = jnp.where(failed, 1.0, trajectory.cost)
     hours = params.reactor.interval / 3600.0
     polymer_error = trajectory.state[..., 3] - params.polymer_setpoint
     temperature_error = trajectory.state[..., 4] - params.temperature_setpoint
     num_steps = polymer_error.shape[0]
     last = max(1, round(OFFSET_SHARE * num_steps))
     outside = (jnp.abs(polymer_error) > SETTLED[0]) | (jnp.abs(temperature_error) > SETTLED[1])
+    outside = outside | failed
     interval_number = jnp.arange(1, num_steps + 1)[:, None]
     settled_after = jnp.max(jnp.where(outside, interval_number, 0), axis=0)
     # obs holds the controls in force before the interval, next_obs those within it.
     moves = jnp.abs(trajectory.next_obs[..., 7:] - trajectory.obs[..., 7:])
     max_increment = jnp.asarray(params.max_increment, moves.dtype)[None, None]
     peak = trajectory.peak_temperature.max(axis=0)
-    episode_return = trajectory.reward.sum(axis=0)
-    violation_steps = trajectory.cost.sum(axis=0)
+    episode_return = reward.sum(axis=0)
+    violation_steps = cost.sum(axis=0)
     return EpisodeMetrics(
         episode_return=episode_return,
         score=100.0 * (episode_return - low) / (high - low),
         violation_steps=violation_steps,
         violated=violation_steps > 0,
-        runaway=peak > params.runaway_temperature,
+        runaway=(peak > params.runaway_temperature) | failed.any(axis=0),
         peak_temperature=peak,
         iae_polymer=hours * jnp.abs(polymer_error).sum(axis=0),
         iae_temperature=hours * jnp.abs(temperature_error).sum(axis=0),
@@ -120,7 +128,7 @@ def episode_metrics(trajectory: Trajectory, params: EnvParams, limits: tuple) ->
         offset_polymer=polymer_error[-last:].mean(axis=0),
         offset_temperature=temperature_error[-last:].mean(axis=0),
         input_movement=(moves / max_increment).sum(axis=(0, 2)),
-        solver_failed=trajectory.terminated.any(axis=0),
+        solver_failed=failed.any(axis=0),
     )
 
 

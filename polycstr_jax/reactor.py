@@ -38,7 +38,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 from polycstr_jax.rosenbrock import RODAS4P, Rosenbrock, Tableau
 
 NUM_STATES = 5
-STATE_NAMES = ("monomer", "initiator", "radicals", "polymer", "temperature")
 RADICAL_SCALE = 1e6  # internal radicals are R x 1e6, which is of order 1
 FIRST_STEP = 60.0  # s
 MAX_INTERNAL_STEPS = 2_000  # in one interval; more is a failure
@@ -50,7 +49,8 @@ SAFETY_FACTOR, SHRINK_LIMIT, GROWTH_LIMIT = 0.9, 0.1, 5.0
 
 @struct.dataclass
 class ReactorParams:
-    """Physical constants of the plant; every field may be changed, vmapped or differentiated."""
+    """Physical constants of the plant; every field may be changed, vmapped and differentiated,
+    except that nothing flows through `interval`: step sizes are constants to derivatives."""
 
     gas_constant: float = 8.314  # J/mol/K
     density: float = 1000.0  # kg/m3

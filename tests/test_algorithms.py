@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as orbax
 import pytest
 
 import polycstr_jax
@@ -143,12 +144,41 @@ def test_policy_maps_raw_observations_into_the_action_box(algorithm, data):
 def test_seeds_trained_under_a_progress_bar_are_those_of_train(algorithm, data):
     _, config, functions = algorithm
     keys = jax.random.split(jax.random.key(5), 2)
-    states, curves = common.train_seeds(functions, data, keys, config.num_updates, num_chunks=3)
+    states, curves, seconds = common.train_seeds(
+        functions, data, keys, config.num_updates, num_chunks=3
+    )
     expected, _ = jax.jit(jax.vmap(functions.train, (0, None)))(keys, data)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), states.params, expected.params
     )
     assert all(curve.shape == (2, 3) for curve in curves.values())
+    assert seconds["compile"] > 0.0 and seconds["run"] > 0.0
+    with pytest.raises(ValueError, match=r"num_updates = 0; allowed: 1 or more"):
+        common.train_seeds(functions, data, keys, 0)
+
+
+def test_the_file_runs_alone_and_its_states_come_back(algorithm, tmp_path, monkeypatch, capsys):
+    module, *_ = algorithm
+    name = module.__name__.rpartition(".")[2]
+    out = tmp_path / "trained"
+    arguments = [name, "--num-seeds", "2", "--num-updates", "3", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    common.command_line(name, module.PRESETS, module.make_train)
+    assert "P(runaway)" in capsys.readouterr().out
+    with orbax.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(out)
+    assert restored["step"].tolist() == [3, 3]
+    with pytest.raises(SystemExit, match=r"exists; remove it or name another"):
+        common.command_line(name, module.PRESETS, module.make_train)
+    (tmp_path / "file").write_text("")
+    for bad, message in (
+        (["--num-updates", "0"], "num-updates = 0; allowed: 1 or more"),
+        (["--num-seeds", "0"], "num-seeds = 0; allowed: 1 or more"),
+        (["--out", str(tmp_path / "file" / "x")], "cannot be written to"),
+    ):
+        monkeypatch.setattr("sys.argv", [name, "--out", str(tmp_path / "other"), *bad])
+        with pytest.raises(SystemExit, match=message):
+            common.command_line(name, module.PRESETS, module.make_train)
 
 
 # --- Shared pieces ---

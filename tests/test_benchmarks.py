@@ -1,6 +1,7 @@
 """The benchmark writes whole cells, resumes, and its tables repeat byte for byte."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,51 @@ def test_the_hash_covers_configuration_and_source():
     assert cells["startup-pi/zero@default"].hash == quick["startup-pi/zero@default"].hash
     assert len({cell.hash for cell in quick.values()}) == len(quick)
     assert quick[name].config["config"]["num_updates"] == 10_000  # never undertrained to fit
+
+
+@pytest.mark.parametrize(
+    "path", ["polycstr_jax/reactor.py", "algos/common.py", "algos/bc.py", "benchmarks/run.py"]
+)
+def test_an_edit_of_the_code_changes_the_hash(path, monkeypatch):
+    name = "startup-pi/bc@default"
+
+    def planned():
+        return {cell.name: cell.hash for cell in run.plan_cells(run.PRESETS["smoke"])}[name]
+
+    before, read = planned(), Path.read_bytes
+
+    def edited(self):
+        return read(self) + (b"#" if str(self).endswith(path) else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", edited)
+    assert planned() != before
+
+
+def test_pi_gains_are_chosen_on_the_tune_starts_alone(monkeypatch):
+    run.pi_on_tune.cache_clear()
+    read, starts = [], evaluate.starts
+    monkeypatch.setattr(evaluate, "starts", lambda s, kind: read.append(kind) or starts(s, kind))
+    chosen = {name: run.choose_pi_gains("startup", name) for name in run.REFERENCES[:3]}
+    assert read == ["tune"]
+    kp, _, mean_return, violated = run.pi_on_tune("startup")
+
+    def of(name):
+        index = np.flatnonzero((kp == chosen[name][0]).all(axis=1))[0]
+        return mean_return[index], violated[index]
+
+    assert of("pi_best")[0] == mean_return.max()
+    assert of("pi_median")[0] == np.sort(mean_return)[50]
+    assert of("pi_safe")[1] == violated.min() == 0.0
+    assert of("pi_safe")[0] == mean_return[violated == 0.0].max()
+
+
+def test_episodes_are_written_on_request(smoke, tmp_path):
+    run.main(run.Args("smoke", tmp_path, only=("zero",), episodes=True))
+    with np.load(tmp_path / "smoke/leaderboard/startup-pi/zero@default.npz") as arrays:
+        assert arrays["nominal_score"].shape == (1, 64)
+        mean = arrays["nominal_score"].mean(dtype=np.float64)
+    frame = pd.read_csv(tmp_path / "smoke/leaderboard/startup-pi/zero@default.csv")
+    assert frame[frame.starts == "nominal"].score.item() == pytest.approx(mean, rel=1e-4)
 
 
 def test_tables_repeat_byte_for_byte_and_warn_of_smoke(smoke):

@@ -1,6 +1,7 @@
 """The data sets are what docs/environment.md says, the same everywhere, and safe on disk."""
 
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -191,6 +192,35 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
         data.write_atomically(target, fail)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.csv"]
+
+
+def test_files_with_other_columns_or_metadata_are_foreign(tmp_path, pi_sets):
+    columns = pi_sets["startup"]._asdict()
+    path = tmp_path / "x.npz"
+    for changed, message in (
+        ({"reward": columns["reward"].astype(np.float64)}, r"reward is float64.*allowed: float32"),
+        ({"action": columns["action"][:, :1]}, r"action is float32 \(20000, 1\).*\(20000, 2\)"),
+        ({"metadata": "no json"}, "metadata names no sha256"),
+        ({"metadata": "{}"}, "metadata names no sha256"),
+    ):
+        np.savez(path, **{"metadata": "{}", **columns, **changed})
+        with pytest.raises(ValueError, match=message):
+            data.load(path)
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"folder '.*file/below' cannot be written to"):
+        data.write_atomically(tmp_path / "file" / "below" / "x.csv", lambda file: None)
+
+
+def test_all_sets_are_regenerated_in_seconds():
+    """Under 30 s is the claim on 2 quiet cores; busy ones get twice that."""
+    started = time.perf_counter()
+    for scenario in SCENARIOS:
+        for dataset in data.DATASETS:
+            data.generate(scenario, dataset)
+    assert time.perf_counter() - started < 60.0
 
 
 @pytest.mark.parametrize(

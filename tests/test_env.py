@@ -543,3 +543,11 @@ def test_other_set_points_and_grades_are_welcome():
     obs, _ = env.reset(KEY, params)
     assert 17.0 - 1e-3 < obs[5] < 23.0 + 1e-3
     assert params.temperature_limit == 354.0
+
+
+@pytest.mark.parametrize("action", [0.0, np.zeros(3), np.zeros((2, 2)), np.zeros(2, complex)])
+def test_an_action_of_another_shape_or_kind_is_refused(action):
+    env, params = polycstr_jax.make("startup")
+    _, state = env.reset(jax.random.key(0), params)
+    with pytest.raises(ValueError, match=r"action is .*allowed: real numbers of shape \(2,\)"):
+        env.step(jax.random.key(0), state, jnp.asarray(action), params)

@@ -81,6 +81,20 @@ def test_metrics_have_their_definitions(zero_rollout):
         assert metrics.settling_time[lane] == pytest.approx(expected)
 
 
+def test_a_failure_of_the_integrator_does_not_pay(zero_rollout):
+    """At the set-point a frozen state would otherwise earn the best reward there is."""
+    params, trajectory = zero_rollout
+    failed = jnp.zeros((200, 64), bool).at[3:, 0].set(True)
+    broken = trajectory._replace(
+        terminated=failed, alive=~failed.at[3].set(False), reward=jnp.zeros((200, 64))
+    )
+    metrics = evaluate.episode_metrics(broken, params, (-1000.0, -500.0))
+    assert metrics.episode_return[0] == -20_000.0 * 197 and metrics.episode_return[1] == 0.0
+    assert metrics.violation_steps[0] >= 197 and metrics.runaway[0] and metrics.violated[0]
+    assert metrics.settling_time[0] == 100.0
+    np.testing.assert_array_equal(metrics.solver_failed, np.arange(64) == 0)
+
+
 def test_score_of_its_limits_is_0_and_100():
     for scenario in SCENARIOS:
         low, high = evaluate.score_limits(scenario)

@@ -1,5 +1,6 @@
 """What a user of the installed package relies on."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ HEAVY = ("matplotlib.pyplot", "pandas", "tyro", "orbax.checkpoint", "minari", "h
 
 def run_python(code: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_ENABLE_X64": "0"},
     )
     return result.stdout.strip()
 

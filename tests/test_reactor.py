@@ -506,3 +506,70 @@ def test_integers_and_lists_count_as_floats(x64, unchecked):
 def test_the_vector_field_takes_two_or_three_controls(unchecked):
     with pytest.raises(ValueError, match=r"control has shape \(4,\); allowed: \(2,\) or \(3,\)"):
         reactor.vector_field(0.0, np.ones(5), np.ones(4))
+
+
+# --- The safeguards of a step, on candidates made up for the purpose ---
+
+
+class Candidate:
+    """A solver that proposes a given end with a given error."""
+
+    def __init__(self, end, error):
+        self.end, self.error = end, error
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        zero = tuple(jnp.zeros_like(y) for y in y0)
+        end = tuple(
+            y if e is None else jnp.asarray(e, y.dtype) for y, e in zip(y0, self.end, strict=True)
+        )
+        error = tuple(jnp.asarray(self.error, y.dtype) for y in y0)
+        return end, error, dict(k0=zero, k1=zero), None, None
+
+
+OLD = (400.0, 2.0, 1.0, 80.0, 360.0)
+
+
+def try_candidate(monkeypatch, end, error):
+    monkeypatch.setattr(reactor, "_solver", lambda tableau: Candidate(end, error))
+    y = tuple(jnp.asarray(value) for value in OLD)
+    inputs = reactor.Inputs(*(jnp.asarray(value) for value in (1.0, 345.0, 1.0)))
+    before = reactor.start_interval(y, 600.0)
+    return reactor.internal_step(before, inputs, reactor.ReactorParams(), 1e-4)
+
+
+def test_a_wild_candidate_does_not_approve_its_own_error(monkeypatch):
+    # Its error is small against the new state (1e8 against 1e13), enormous against the old one.
+    after = try_candidate(monkeypatch, (1e13, None, None, None, None), 1e8)
+    assert after.time == 0.0 and after.y[0] == OLD[0]
+    assert after.step_size < 600.0 and after.peak == OLD[4]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        (None, None, None, None, 2000.0),
+        (None, None, None, None, 100.0),
+        (-1.0, None, None, None, None),
+        (None, -1.0, None, None, None),
+        (None, None, -1.0, None, None),
+        (None, None, None, -1.0, None),
+        (jnp.nan, None, None, None, None),
+        (None, None, None, None, jnp.inf),
+    ],
+)
+def test_a_non_physical_candidate_is_rejected_whatever_its_error(monkeypatch, end):
+    after = try_candidate(monkeypatch, end, 0.0)
+    assert after.time == 0.0 and after.y == OLD and after.step_size < 600.0
+
+
+def test_a_physical_candidate_is_accepted_and_rounding_below_zero_clipped(monkeypatch):
+    after = try_candidate(monkeypatch, (None, None, None, -1e-5, 361.0), 0.0)
+    assert after.time == 600.0 and after.y[4] == 361.0 and after.y[3] == 0.0
+    assert after.peak >= 361.0
+
+
+def test_an_error_at_the_tolerance_decides(monkeypatch):
+    smallest_scale = 1e-4 * (1.0 + OLD[2])
+    end = (None,) * 5
+    assert try_candidate(monkeypatch, end, 0.99 * smallest_scale).time == 600.0
+    assert try_candidate(monkeypatch, end, 1.01 * smallest_scale).time == 0.0

@@ -39,6 +39,14 @@ def test_bootstrap_interval_of_the_mean_covers_as_often_as_it_says():
     assert low <= hits <= high
 
 
+def test_interval_of_the_iqm_holds_at_the_fewest_seeds_for_which_it_is_given():
+    rng = np.random.default_rng(4)
+    intervals = [stats.seed_bootstrap(rng.normal(size=stats.MIN_SEEDS), rng=n) for n in range(150)]
+    assert np.mean([x.low <= 0.0 <= x.high for x in intervals]) > 0.85
+    few = stats.seed_bootstrap(rng.normal(size=stats.MIN_SEEDS - 1))
+    assert np.isfinite(few.value) and np.isnan(few.low) and np.isnan(few.high)
+
+
 def test_strata_are_resampled_apart():
     """Two scenarios far apart: mixing their seeds would make the interval enormous."""
     rng = np.random.default_rng(2)
