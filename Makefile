@@ -65,5 +65,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 		echo "Name another, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "making $(VENV) and installing the package into it: a minute or two"
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -e ".[test,interop]"
+	$(BIN)/python $(PIP_INSTALL) -e ".[test]"
 	@touch $@

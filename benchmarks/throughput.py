@@ -1,509 +1,824 @@
 """Speed and accuracy of the simulator, each against a baseline measured in the same run.
 
-    python -m benchmarks.throughput [--out results/throughput.json]
+    python -m benchmarks.throughput [--json FILE] [--smoke]
 
-Closed-loop PI start-up, 200 intervals a lane, float64, states, controls and peaks recorded:
+Writes FILE (results/throughput/throughput.json) and a work-precision figure beside it (.png).
 
-- SciPy's BDF at the tolerances of the published simulator (rtol 1e-6, atol 1e-8) and LSODA at
-  the same, on as many processes as cores;
-- diffrax's Kvaerno3 under vmap, a lane's interval a `diffeqsolve`;
-- the roll-out engine, on one device and with the lanes spread over as many devices as cores;
-- the engine's stragglers handled in other ways: a plain vmapped loop, and fully asynchronous
-  lanes, each with its own interval index;
-- a neural policy (2 x 256, float32) in the loop against the policy alone.
+Work: closed-loop PI start-ups with random gains, 200 intervals of 1800 s each, some of which
+ignite. Every solver gets the same gains, starts and increment limits, SciPy a sample of them.
+States and controls are recorded, and by ours the peak temperatures within the intervals too
+(SciPy and Kvaerno record no peaks, which is in their favour). All may use all cores: SciPy by one
+process a core, JAX by lanes spread over as many CPU devices as cores. Solvers: `solvers.py`.
 
-Error: the 99th percentile of |dT| and |dP| over the 12 golden closed loops (exact solutions of
-the published equations, tests/data). A method is compared at the loosest of its tolerances at
-which its errors are no larger than BDF's, both of them. Work-precision: the same errors against
-internal steps for four Rosenbrock methods.
+Error: the 99th percentile of |dT| and of |dP| over the 12 golden closed loops (exact solutions of
+the published equations, without increment limits; tests/data). A ratio compares the fastest
+tolerance of ours whose errors are *both* no larger than those of the other solver.
+
+Closed loop: a 2 x 256 policy in the loop, and `env.step` under `vmap` with random actions, against
+200 calls of the policy alone, all in float32 on one device.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import importlib.metadata
+import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import platform
 import resource
+import sys
 import time
 from pathlib import Path
 
 import jax
 
-NUM_CORES = os.cpu_count() or 1
-jax.config.update("jax_num_cpu_devices", NUM_CORES)  # before the first computation
 
-import diffrax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import rich  # noqa: E402
-import tyro  # noqa: E402
-from rich.table import Table  # noqa: E402
-from scipy.integrate import solve_ivp  # noqa: E402
+def num_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-import polycstr_jax  # noqa: E402
-from benchmarks.run import hardware  # noqa: E402
-from polycstr_jax import controllers, reactor, rosenbrock  # noqa: E402
-from polycstr_jax.data import write_atomically  # noqa: E402
-from polycstr_jax.env import initial_state, plant  # noqa: E402
-from polycstr_jax.rollout import rollout  # noqa: E402
 
-NUM_INTERVALS = 200
-GOLDEN = Path(__file__).parent.parent / "tests/data/published_simulator.npz"
-PUBLISHED_RTOL, PUBLISHED_ATOL = 1e-6, 1e-8
-ENGINE_RTOLS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
-KVAERNO_RTOLS = (1e-4, 1e-5, 1e-6)
+if __name__ == "__main__":  # before the imports below start the backend
+    jax.config.update("jax_num_cpu_devices", num_cores())
+
+import diffrax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import rich
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import polycstr_jax
+from benchmarks import solvers
+from benchmarks.solvers import NUM_INTERVALS, Setting
+from polycstr_jax import controllers, reactor, rosenbrock
+from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.env import EnvParams
+from polycstr_jax.rollout import rollout
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests/data/published_simulator.npz"
+NUM_GOLDEN = 12
+UNLIMITED = np.array([100.0, 1000.0])  # the golden closed loops have no increment limits
+RUNAWAY = 380.0  # K
+ENGINE, SCIPY_PASSES, LOOP_REPEATS = "engine", 2, 5
 TABLEAUS = (rosenbrock.ROS3P, rosenbrock.RODAS4, rosenbrock.RODAS4P, rosenbrock.RODAS5P)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    engine: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # tolerances, float64
+    engine32: tuple[float, ...] = (1e-3, 1e-4, 1e-5)  # float32
+    kvaerno3: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
+    kvaerno5: tuple[float, ...] = (1e-3, 1e-4)
+    kvaerno3_32: tuple[float, ...] = (1e-4,)
+    stragglers: tuple[float, ...] = (1e-3, 1e-5)
+    tableaus: tuple[rosenbrock.Tableau, ...] = TABLEAUS
+
+
+SMOKE = Sizes((1e-3, 1e-5, 1e-7), (1e-4,), (1e-3,), (), (), (1e-5,), TABLEAUS[:2])
+
+
+@dataclasses.dataclass(frozen=True)
 class Args:
-    """Measure throughput and accuracy; about 5 minutes on 2 cores."""
+    """Measure throughput and accuracy; at most 8 minutes on 2 cores."""
 
-    lanes: int = 2_048
-    scipy_episodes: int = 6  # an episode of BDF takes about 0.2 s
-    repeats: int = 5  # the best is reported
-    out: Path = Path("results/throughput.json")
-
-
-# --- Baselines: SciPy ---
-
-
-def scipy_rhs(t, y, feed, coolant, previous_feed):
-    """The published right-hand side, in plain NumPy scalars."""
-    a, i, r, p, temperature = y
-    x = -1.0 / (8.314 * temperature)
-    k_d, k_p, k_t = 1e9 * np.exp(125e3 * x), 4e4 * np.exp(25e3 * x), 1e6 * np.exp(15e3 * x)
-    r_d, r_p, r_t = k_d * i / 0.165, k_p * r * a / 0.1, k_t * r * r
-    q = (previous_feed + 180.0) / 1000.0 / 3600.0
-    return [
-        100.0 / 3600.0 - q * a - r_p * 0.1,
-        feed / 3600.0 - q * i - r_d * 0.165,
-        2.0 * r_d - 2.0 * r_t,
-        r_p * 0.1 - q * p,
-        (1e5 * r_p - 500.0 * (temperature - coolant) + q * 2e6 * (350.0 - temperature)) / 2e6,
-    ]
+    json: Path | None = None
+    """Where to write; default results/throughput/throughput.json, with --smoke .cache/smoke.json"""
+    compared_lanes: int = 2_048
+    """Lanes of every comparison (12 or more)"""
+    lanes: tuple[int, ...] = (256, 2_048, 8_192)
+    """Lane counts of the engine (12 or more); on a GPU up to 1048576"""
+    scipy_episodes: int = 64
+    """Sample of the lanes that SciPy is timed on"""
+    repeats: int = 2
+    """Runs of each JAX solver, after a first one on other data; the best is reported"""
+    smoke: bool = False
+    """Tiny sizes, to see that it works: 64 and 128 lanes, few tolerances, cached compilation"""
 
 
-def scipy_episode(method, start, kp, ki):
-    """One published closed loop; states (201, 5)."""
-    state, previous_feed, integral = np.array(start), 1.0, np.zeros(2)
-    states = [state]
-    for _ in range(NUM_INTERVALS):
-        error = np.array([100.0 - state[3], 350.0 - state[4]])
-        wanted = np.array([1.0, 345.0]) + kp * error + ki * integral
-        control = np.clip(wanted, [0.0, 300.0], [2.5, 350.0])
-        integral = np.where(control == wanted, integral + error * 1800.0, integral)
-        solution = solve_ivp(
-            scipy_rhs,
-            (0.0, 1800.0),
-            state,
-            method=method,
-            rtol=PUBLISHED_RTOL,
-            atol=PUBLISHED_ATOL,
-            args=(*control, previous_feed),
+def resolve(args: Args) -> Args:
+    """Defaults filled in; `ValueError` for sizes that make no sense."""
+    if args.smoke:
+        args = dataclasses.replace(
+            args, compared_lanes=64, lanes=(64, 128), scipy_episodes=2, repeats=1
         )
-        state, previous_feed = solution.y[:, -1], control[0]
-        states.append(state)
-    return np.stack(states)
+    if min(args.compared_lanes, *args.lanes) < NUM_GOLDEN:
+        raise ValueError(
+            f"lanes = {args.lanes}, compared_lanes = {args.compared_lanes}; allowed: {NUM_GOLDEN} "
+            "or more each (errors come from 12 golden closed loops)."
+        )
+    if args.scipy_episodes < 1 or args.repeats < 1:
+        raise ValueError(
+            f"scipy_episodes = {args.scipy_episodes}, repeats = {args.repeats}; allowed: 1 or more."
+        )
+    default = ".cache/smoke.json" if args.smoke else "results/throughput/throughput.json"
+    return dataclasses.replace(args, json=args.json or Path(default))
 
 
-def measure_scipy(method, golden, episodes, pool) -> dict:
-    """Intervals/s on all cores, and errors on the golden closed loops."""
-    jobs = list(zip([method] * 12, golden["states"][:, 0], golden["kp"], golden["ki"], strict=True))
-    states = np.stack(pool.starmap(scipy_episode, jobs, chunksize=1))
-    # Timed on calm episodes, so that every process has the same work.
-    timed = [jobs[1 + n % 11] for n in range(episodes * NUM_CORES)]
-    started = time.perf_counter()
-    pool.starmap(scipy_episode, timed, chunksize=1)
-    seconds = time.perf_counter() - started
-    speed = len(timed) * NUM_INTERVALS / seconds
-    return {"intervals_per_s": speed, "processes": NUM_CORES, **errors(states[:, 1:], golden)}
+# --- Time a JAX program, its lanes spread over devices ---
 
 
-def errors(states, golden) -> dict:
-    """99th percentiles of |dT| [K] and |dP| [kg/m3] over the golden closed loops (12, 200, 5)."""
-    difference = np.abs(np.asarray(states) - golden["states"][:, 1:])
+class Spread:
+    """A program `(setting, lanes)` compiled for each device's share of the lanes.
+
+    Lanes are independent, so each device runs its share alone, dispatched from its own thread.
+    """
+
+    def __init__(self, program, setting, lanes, devices):
+        self.devices = devices
+        shares = self.place(setting, lanes)
+        started = time.perf_counter()
+        self.compiled = [jax.jit(program).lower(*shares[0]).compile()]
+        self.compile_seconds = time.perf_counter() - started
+        self.compiled += [jax.jit(program).lower(*share).compile() for share in shares[1:]]
+
+    def place(self, setting, lanes):
+        """(setting, share of the lanes) on each device."""
+        size = len(jax.tree.leaves(lanes)[0]) // len(self.devices)
+        setting = jax.tree.map(lambda x: jnp.asarray(x, float), setting)
+        return [
+            jax.device_put(
+                (setting, jax.tree.map(lambda x, n=n: x[n * size : (n + 1) * size], lanes)), device
+            )
+            for n, device in enumerate(self.devices)
+        ]
+
+    def run(self, shares):
+        """Outputs of each device."""
+
+        def run_one(n):
+            return jax.block_until_ready(self.compiled[n](*shares[n]))
+
+        if len(self.devices) == 1:
+            return [run_one(0)]
+        with concurrent.futures.ThreadPoolExecutor(len(self.devices)) as pool:
+            return list(pool.map(run_one, range(len(self.devices))))
+
+    def best(self, shares, repeats):
+        """Shortest run [s], and the last outputs."""
+        seconds = []
+        for _ in range(repeats):
+            outputs = None  # frees the previous ones
+            started = time.perf_counter()
+            outputs = self.run(shares)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds), outputs
+
+    def memory_mb(self) -> float | None:
+        """Arguments, temporaries and outputs of the compiled programs, MB."""
+        found = [compiled.memory_analysis() for compiled in self.compiled]
+        if any(memory is None for memory in found):
+            return None
+        return sum(
+            memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+            for memory in found
+        ) / (1024 * 1024)
+
+
+def whole_lanes(num_lanes: int, num_devices: int) -> int:
+    """`num_lanes` rounded up to a multiple of the number of devices."""
+    return math.ceil(num_lanes / num_devices) * num_devices
+
+
+def precision(bits: int):
+    """Context in which JAX computes in this precision."""
+    return jax.enable_x64(bits == 64)
+
+
+# --- Errors on the golden closed loops ---
+
+
+@functools.cache
+def golden() -> dict:
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def golden_problem(num_lanes: int) -> solvers.Problem:
+    """The 12 golden closed loops, repeated to `num_lanes`."""
+    index = np.arange(num_lanes) % NUM_GOLDEN
+    found = golden()
+    return solvers.Problem(found["states"][index, 0], found["kp"][index], found["ki"][index])
+
+
+def errors(states) -> dict:
+    """99th percentiles of |dT| [K] and |dP| [kg/m3]; states (12, 200, 5)."""
+    difference = np.abs(np.asarray(states, np.float64) - golden()["states"][:, 1:])
     return {
         "error_T": float(np.percentile(difference[..., 4], 99)),
         "error_P": float(np.percentile(difference[..., 3], 99)),
     }
 
 
-# --- The engine and its alternatives ---
+def golden_run(spread: Spread, rtol, num_lanes: int):
+    """Outputs (T, 12, ...) of a compiled program on the golden closed loops."""
+    lanes = solvers.to_lanes(golden_problem(num_lanes), EnvParams())
+    outputs = spread.run(spread.place(Setting(UNLIMITED, rtol), lanes))
+    heads = [[np.asarray(x[:, :NUM_GOLDEN]) for x in share] for share in outputs]
+    return [np.concatenate(parts, axis=1)[:, :NUM_GOLDEN] for parts in zip(*heads, strict=True)]
 
 
-def problem(lanes, seed=0):
-    """Random-gain PI start-ups: environment states and controller states."""
-    env, params = polycstr_jax.make("startup")
-    rng = np.random.default_rng(seed)
-    kp = rng.uniform(controllers.KP_LOW, controllers.KP_HIGH, (lanes, 2))
-    ki = rng.uniform(controllers.KI_LOW, controllers.KI_HIGH, (lanes, 2))
-    keys = jax.random.split(jax.random.key(seed), lanes)
-    states = jax.vmap(lambda key: env.reset(key, params)[1])(keys)
-    return params, states, controllers.pi_state(kp, ki, params.initial_control), keys
+# --- SciPy ---
 
 
-def recorded(env, params, states, memory, keys):
-    """States, controls and peaks of a roll-out; the rest is not computed."""
-    pi = controllers.make_pi(params)
-    trajectory = rollout(env, params, pi, memory, states, keys, NUM_INTERVALS)
-    return trajectory.state, trajectory.control, trajectory.peak_temperature
+def process_id(_):
+    time.sleep(0.05)
+    return os.getpid()
 
 
-def asynchronous(rtol, params, states, memory, keys):
-    """The alternative engine: one loop, in which every lane also has its own interval index."""
-    lanes = keys.shape[0]
-    pi = jax.vmap(controllers.make_pi(params))
-    env = polycstr_jax.PolyCSTR(rtol=rtol)
-    draws = jnp.zeros((7,))
-
-    def begin(state, memory):
-        obs = jax.vmap(lambda s: env.observation(s, draws, params))(state)
-        action, memory = pi(obs, memory)
-        return jax.vmap(lambda s, a: env.begin_interval(s, a, draws, params))(state, action), memory
-
-    def start(state):
-        return jax.vmap(reactor.start_interval)(reactor.to_internal(state.reactor), state.step_size)
-
-    def where(mask, new, old):
-        return jax.tree.map(
-            lambda n, o: jnp.where(mask.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old
-        )
-
-    def step(progress, applied):
-        plant_params = plant(applied.plant_factors, applied.disturbance, params)
-        return reactor.internal_step(progress, applied.inputs, plant_params, rtol)
-
-    def body(carry):
-        progress, applied, state, memory, index, record = carry
-        progress = jax.vmap(step)(progress, applied)
-        done = ~jax.vmap(reactor.unfinished, (0, None))(progress, params.reactor)
-        done = done & (index < NUM_INTERVALS)
-        end = reactor.from_internal(progress.y)
-        row = jnp.concatenate([end, applied.control, progress.peak[:, None]], axis=1)
-        target = jnp.where(done, index, NUM_INTERVALS)
-        record = record.at[target, jnp.arange(lanes)].set(row, mode="drop", unique_indices=True)
-        index = index + done
-        ended = state.replace(reactor=end, control=applied.control, step_size=progress.step_size)
-        state = where(done, ended, state)
-        next_applied, next_memory = begin(state, memory)
-        go_on = done & (index < NUM_INTERVALS)
-        progress = where(go_on, start(state), progress)
-        return (
-            progress,
-            where(go_on, next_applied, applied),
-            state,
-            where(go_on, next_memory, memory),
-            index,
-            record,
-        )
-
-    applied, memory = begin(states, memory)
-    index = jnp.zeros((lanes,), jnp.int32)
-    record = jnp.zeros((NUM_INTERVALS, lanes, 8))
-    carry = (start(states), applied, states, memory, index, record)
-    return jax.lax.while_loop(lambda c: jnp.any(c[4] < NUM_INTERVALS), body, carry)[-1]
+def warm_up(pool, num_processes):
+    """Wait until every process of the pool has imported everything and answered."""
+    answered = set()
+    while len(answered) < num_processes:
+        answered |= set(pool.map(process_id, range(num_processes), chunksize=1))
 
 
-def kvaerno(rtol, params, states, memory, keys):
-    """diffrax's Kvaerno3 under vmap, `diffeqsolve` an interval, end states recorded."""
-    pi = controllers.make_pi(params)
-    env = polycstr_jax.PolyCSTR()
-    draws = jnp.zeros((7,))
-    controller = diffrax.PIDController(rtol=rtol, atol=rtol)
-    term = diffrax.ODETerm(lambda t, y, args: jnp.stack(reactor._rhs(t, tuple(y), args)))
-
-    def interval(state, memory):
-        action, memory = pi(env.observation(state, draws, params), memory)
-        applied = env.begin_interval(state, action, draws, params)
-        solution = diffrax.diffeqsolve(
-            term,
-            diffrax.Kvaerno3(),
-            0.0,
-            params.reactor.interval,
-            60.0,
-            jnp.stack(reactor.to_internal(state.reactor)),
-            args=(applied.inputs, params.reactor),
-            stepsize_controller=controller,
-            max_steps=None,
-            throw=False,
-        )
-        end = reactor.from_internal(tuple(solution.ys[-1]))
-        return state.replace(reactor=end, control=applied.control), memory, applied.control
-
-    def scan(carry, _):
-        state, memory, control = jax.vmap(interval)(*carry)
-        return (state, memory), (state.reactor, control)
-
-    return jax.lax.scan(scan, (states, memory), None, NUM_INTERVALS)[1]
-
-
-def timed(function, arguments, repeats, num_devices=NUM_CORES) -> dict:
-    """Compile and best run time [s] of a function of lanes, spread evenly over devices.
-
-    Lanes are independent, so each device runs its share alone, dispatched from its own thread.
-    """
-    devices = jax.devices()[:num_devices]
-    lanes = arguments[-1].shape[0] // num_devices
-
-    def share(n):
-        return jax.tree.map(lambda x: x[n * lanes : (n + 1) * lanes], arguments)
-
-    shares = [jax.device_put(share(n), device) for n, device in enumerate(devices)]
-    started = time.perf_counter()
-    compiled = [jax.jit(function).lower(*shares[0]).compile()]
-    compile_time = time.perf_counter() - started
-    compiled += [jax.jit(function).lower(*lanes).compile() for lanes in shares[1:]]
-
-    def run(n):
-        jax.block_until_ready(compiled[n](*shares[n]))
-
-    with concurrent.futures.ThreadPoolExecutor(num_devices) as pool:
-        runs = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            list(pool.map(run, range(num_devices)))
-            runs.append(time.perf_counter() - started)
-    return {"compile_s": compile_time, "run_s": min(runs[1:])}
-
-
-def golden_arguments(golden, params):
-    """The golden closed loops as arguments of the engine."""
-    states = jax.vmap(lambda s: initial_state(s, params.initial_control))(golden["states"][:, 0])
-    memory = controllers.pi_state(golden["kp"], golden["ki"], params.initial_control)
-    return states, memory, jax.random.split(jax.random.key(0), 12)
-
-
-def unlimited(params):
-    """The published loop has no limit on increments."""
-    return params.replace(max_increment=np.array([100.0, 1000.0]))
-
-
-def measure_engine(golden, args) -> tuple[dict, dict]:
-    """The engine at several tolerances, and stragglers handled otherwise at its default."""
-    params, *arguments = problem(args.lanes)
-    free, rows = unlimited(params), {}
-    for rtol in ENGINE_RTOLS:
-        env = polycstr_jax.PolyCSTR(rtol=rtol)
-        run = functools.partial(recorded, env, params)
-        golden_run = jax.jit(functools.partial(recorded, env, free))
-        states = golden_run(*golden_arguments(golden, free))[0]
-        row = timed(run, arguments, args.repeats)
-        row["one_device_run_s"] = timed(run, arguments, args.repeats, 1)["run_s"]
-        row["intervals_per_s"] = args.lanes * NUM_INTERVALS / row["run_s"]
-        rows[f"{rtol:g}"] = row | errors(np.moveaxis(states, 0, 1), golden)
-    alternatives = {}
-    for rtol in (1e-3, reactor.DEFAULT_RTOL):
-        run = functools.partial(asynchronous, rtol, params)
-        row = timed(run, arguments, args.repeats)
-        alternatives[f"asynchronous, rtol {rtol:g}"] = row
-        # A plain vmapped loop: every lane waits for the slowest of its interval.
-        import polycstr_jax.rollout as engine
-
-        before, engine.MIN_LANES_TO_COMPACT = engine.MIN_LANES_TO_COMPACT, 10**9
-        run = functools.partial(recorded, polycstr_jax.PolyCSTR(rtol=rtol), params)
-        row = timed(run, arguments, args.repeats)
-        engine.MIN_LANES_TO_COMPACT = before
-        alternatives[f"plain vmapped loop, rtol {rtol:g}"] = row
-    for row in alternatives.values():
-        row["intervals_per_s"] = args.lanes * NUM_INTERVALS / row["run_s"]
-    return rows, alternatives
-
-
-def measure_kvaerno(golden, args) -> dict:
-    """Vmapped Kvaerno3 at several tolerances, on as many devices as cores."""
-    params, *arguments = problem(args.lanes)
-    free, rows = unlimited(params), {}
-    for rtol in KVAERNO_RTOLS:
-        states = jax.jit(functools.partial(kvaerno, rtol, free))(*golden_arguments(golden, free))[0]
-        run = functools.partial(kvaerno, rtol, params)
-        row = timed(run, arguments, 1)
-        row["intervals_per_s"] = args.lanes * NUM_INTERVALS / row["run_s"]
-        rows[f"{rtol:g}"] = row | errors(np.moveaxis(states, 0, 1), golden)
-    return rows
-
-
-def measure_memory(args) -> dict:
-    """Memory of the compiled engine against the number of lanes, MB."""
-    sizes = {}
-    for lanes in (args.lanes, 2 * args.lanes, 4 * args.lanes):
-        params, *arguments = problem(lanes)
-        run = functools.partial(recorded, polycstr_jax.PolyCSTR(), params)
-        compiled = jax.jit(run).lower(*arguments).compile().memory_analysis()
-        sizes[str(lanes)] = (compiled.temp_size_in_bytes + compiled.output_size_in_bytes) / 2**20
-    return sizes
-
-
-def measure_policy(args) -> dict:
-    """A 2 x 256 policy in the loop against 200 calls of the policy alone; float32."""
-    with jax.enable_x64(False):
-        params, states, _, keys = problem(args.lanes)
-        env = polycstr_jax.PolyCSTR()
-        rng = np.random.default_rng(0)
-        widths = (9, 256, 256, 2)
-        weights = [
-            jnp.asarray(rng.normal(0.0, n**-0.5, (n, m)), jnp.float32)
-            for n, m in itertools.pairwise(widths)
-        ]
-        scale = jnp.asarray([450.0, 5.0, 1.0, 80.0, 350.0, 20.0, 5.0, 1.0, 345.0])
-
-        def policy(obs, memory):
-            x = obs / scale - 1.0
-            for w in weights[:-1]:
-                x = jax.nn.relu(x @ w)
-            return 0.05 * jnp.tanh(x @ weights[-1]), memory
-
-        def loop(states, memory, keys):
-            return rollout(env, params, policy, memory, states, keys, NUM_INTERVALS).reward
-
-        def alone(obs):
-            def call(obs, _):
-                action, _ = jax.vmap(lambda o: policy(o, 0))(obs)
-                return obs + 1e-6 * action.sum(), None
-
-            return jax.lax.scan(call, obs, None, NUM_INTERVALS)[0]
-
-        obs = jax.vmap(lambda s: env.observation(s, jnp.zeros(7), params))(states)
-        in_loop = timed(loop, (states, jnp.zeros(args.lanes), keys), args.repeats, 1)
-        only = timed(alone, (obs,), args.repeats, 1)
+def measure_scipy(method: str, args: Args, pool, num_processes: int) -> dict:
+    """Intervals/s on all cores for a sample of the lanes, and errors on the golden loops."""
+    loops = [(method, UNLIMITED, *loop) for loop in zip(*golden_problem(NUM_GOLDEN), strict=True)]
+    exact = np.stack(pool.starmap(solvers.scipy_episode, loops, chunksize=1))
+    params = EnvParams()
+    problem = solvers.random_problem(args.compared_lanes, params)
+    sample = [x[: args.scipy_episodes] for x in problem]
+    jobs = [(method, params.max_increment, *loop) for loop in zip(*sample, strict=True)]
+    seconds = []
+    for _ in range(SCIPY_PASSES):
+        started = time.perf_counter()
+        states = np.stack(pool.starmap(solvers.scipy_episode, jobs, chunksize=1))
+        seconds.append(time.perf_counter() - started)
     return {
-        "in_loop_s": in_loop["run_s"],
-        "alone_s": only["run_s"],
-        "ratio": in_loop["run_s"] / only["run_s"],
+        "solver": f"SciPy {method}",
+        "rtol": solvers.PUBLISHED_RTOL,
+        "bits": 64,
+        "lanes": len(jobs),
+        "devices": num_processes,
+        "intervals_per_second": len(jobs) * NUM_INTERVALS / min(seconds),
+        "run_seconds": min(seconds),
+        "ignited_share": float(np.mean(states[..., 4].max(axis=1) > RUNAWAY)),
+        **errors(exact),
     }
 
 
-def work_precision(golden) -> dict:
-    """Errors on the golden closed loops and mean internal steps an interval, by method and rtol."""
-    params = unlimited(polycstr_jax.make("startup")[1])
-    states, memory, _ = golden_arguments(golden, params)
-    pi = controllers.make_pi(params)
-    env = polycstr_jax.PolyCSTR()
-    draws = jnp.zeros((7,))
+# --- JAX solvers ---
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def run(tableau, rtol, states, memory):
-        def interval(state, memory):
-            action, memory = pi(env.observation(state, draws, params), memory)
-            applied = env.begin_interval(state, action, draws, params)
-            result = reactor.integrate_interval(
-                state.reactor, state.step_size, applied.inputs, params.reactor, rtol, tableau
-            )
-            state = state.replace(
-                reactor=result.state, control=applied.control, step_size=result.step_size
-            )
-            return state, memory, result
 
-        def scan(carry, _):
-            state, memory, result = jax.vmap(interval)(*carry)
-            return (state, memory), (result.state, result.num_steps)
+@functools.cache
+def random_spread(program, bits: int, num_lanes: int, num_devices: int):
+    """The program compiled for random start-ups, and these as its arguments."""
+    params = EnvParams()
+    with precision(bits):
+        lanes = solvers.to_lanes(solvers.random_problem(num_lanes, params), params)
+        setting = Setting(params.max_increment, 1e-3)
+        return Spread(program, setting, lanes, jax.devices()[:num_devices]), lanes
 
-        return jax.lax.scan(scan, (states, memory), None, NUM_INTERVALS)[1]
 
-    rows = {}
-    for tableau in TABLEAUS:
-        for rtol in ENGINE_RTOLS:
-            end, steps = run(tableau, rtol, states, memory)
-            rows[f"{tableau.name} {rtol:g}"] = {
-                "steps": float(steps.mean()),
-                "most_steps": int(steps.max()),
-                "stages": len(tableau.c),
-                **errors(np.moveaxis(end, 0, 1), golden),
+def measure(solver: str, program, rtol, bits, num_lanes, repeats, golden_lanes=None) -> dict:
+    """One row: speed of a JAX program on random start-ups, and errors on the golden loops.
+
+    The golden loops run on `golden_lanes` lanes; if None on `num_lanes`, by the very program that
+    is timed, as its warm-up.
+    """
+    num_devices = len(jax.devices())
+    num_lanes = whole_lanes(num_lanes, num_devices)
+    with precision(bits):
+        spread, lanes = random_spread(program, bits, num_lanes, num_devices)
+        if golden_lanes is None:
+            exact = golden_run(spread, rtol, num_lanes)[0]
+        else:
+            small, _ = random_spread(program, bits, golden_lanes, 1)
+            exact = golden_run(small, rtol, golden_lanes)[0]
+        shares = spread.place(Setting(EnvParams().max_increment, rtol), lanes)
+        seconds, outputs = spread.best(shares, repeats)
+        hottest = np.concatenate([np.max(out[0][..., 4], axis=0) for out in outputs])
+    return {
+        "solver": solver,
+        "rtol": rtol,
+        "bits": bits,
+        "lanes": num_lanes,
+        "devices": num_devices,
+        "intervals_per_second": num_lanes * NUM_INTERVALS / seconds,
+        "run_seconds": seconds,
+        "compile_seconds": spread.compile_seconds,
+        "memory_mb": spread.memory_mb(),
+        "ignited_share": float(np.mean(hottest > RUNAWAY)),
+        **errors(np.moveaxis(exact, 0, 1)),
+    }
+
+
+@functools.cache
+def measure_engine(rtol: float, bits: int, num_lanes: int, repeats: int) -> dict:
+    with precision(bits):
+        program = solvers.make_engine(rtol)
+    return measure(ENGINE, program, rtol, bits, num_lanes, repeats)
+
+
+def measure_kvaerno(method, rtols, bits: int, args: Args) -> list[dict]:
+    with precision(bits):
+        program = solvers.make_kvaerno(method)
+    name = type(method).__name__
+    return [
+        measure(name, program, rtol, bits, args.compared_lanes, args.repeats, NUM_GOLDEN)
+        for rtol in rtols
+    ]
+
+
+def measure_stragglers(rtols, args: Args) -> list[dict]:
+    """The engine with its small batch of stragglers, and what else could be done with them."""
+    rows = []
+    for rtol in rtols:
+        rows.append(measure_engine(rtol, 64, args.compared_lanes, args.repeats))
+        with precision(64):
+            others = {
+                "engine, plain vmapped loop": solvers.make_engine(rtol, straggler_share=None),
+                "asynchronous engine": solvers.make_asynchronous(rtol),
             }
+        for name, program in others.items():
+            rows.append(measure(name, program, rtol, 64, args.compared_lanes, args.repeats))
     return rows
 
 
-def loosest(rows: dict, reference: dict) -> tuple[str, dict]:
-    """The fastest row whose errors are both no larger than the reference's."""
-    allowed = {
-        rtol: row
-        for rtol, row in rows.items()
-        if row["error_T"] <= reference["error_T"] and row["error_P"] <= reference["error_P"]
+def measure_tableaus(sizes: Sizes) -> list[dict]:
+    """Errors and internal steps an interval of Rosenbrock methods on the golden closed loops."""
+    rows = []
+    for tableau in sizes.tableaus:
+        with precision(64):
+            program = solvers.make_tableau_run(tableau)
+            spread, _ = random_spread(program, 64, NUM_GOLDEN, 1)
+            for rtol in sizes.engine:
+                states, steps = golden_run(spread, rtol, NUM_GOLDEN)
+                rows.append(
+                    {
+                        "solver": tableau.name,
+                        "rtol": rtol,
+                        "order": tableau.order,
+                        "stages": len(tableau.c),
+                        "steps": float(steps.mean()),
+                        "stage_count": float(steps.mean()) * len(tableau.c),
+                        "most_steps": int(steps.max()),
+                        **errors(np.moveaxis(states, 0, 1)),
+                    }
+                )
+    return rows
+
+
+# --- Policies in the loop, and env.step; float32, one device ---
+
+
+def make_policy():
+    """A 2 x 256 network with random weights; its controller state is an offset on the action."""
+    rng = np.random.default_rng(0)
+    weights = [
+        jnp.asarray(rng.normal(0.0, n**-0.5, (n, m)), jnp.float32)
+        for n, m in itertools.pairwise((9, 256, 256, 2))
+    ]
+    scale = jnp.asarray([450.0, 5.0, 1.0, 80.0, 350.0, 20.0, 5.0, 1.0, 345.0])
+
+    def policy(obs, offset):
+        x = obs / scale - 1.0
+        for w in weights[:-1]:
+            x = jax.nn.relu(x @ w)
+        return 0.05 * jnp.tanh(x @ weights[-1]) + offset, offset
+
+    return policy
+
+
+def starts(scenario: str, num_lanes: int):
+    env, params = polycstr_jax.make(scenario)
+    keys = jax.random.split(jax.random.key(0), num_lanes)
+    obs, states = jax.vmap(env.reset, (0, None))(keys, params)
+    return env, params, keys, obs, states
+
+
+def policy_alone(num_lanes: int):
+    """200 calls of the policy, each for all lanes."""
+    policy, obs = make_policy(), starts("startup", num_lanes)[3]
+
+    def program(setting, lanes):
+        def call(obs, _):
+            action, _ = jax.vmap(policy)(obs, lanes[1])
+            return obs + 1e-6 * action.sum(axis=1, keepdims=True), None  # depends on every call
+
+        return jax.lax.scan(call, lanes[0], None, NUM_INTERVALS)[0]
+
+    return program, (obs, jnp.zeros((num_lanes, 2)))
+
+
+def controller_in_loop(scenario: str, controller, memory):
+    """The roll-out engine with a controller; what an evaluation needs is recorded."""
+    env, params, keys, _, states = starts(scenario, len(memory))
+
+    def program(setting, lanes):
+        states, memory, keys = lanes
+        found = rollout(env, params, controller, memory, states, keys, NUM_INTERVALS)
+        return found.peak_temperature, found.reward, found.cost, found.state, found.control
+
+    return program, (states, memory, keys)
+
+
+def random_steps(scenario: str, amplitude: float, num_lanes: int):
+    """`env.step` of gymnax, resets included, under vmap and scan with uniform random actions."""
+    env, params, keys, _, states = starts(scenario, num_lanes)
+
+    def program(setting, lanes):
+        def step(carry, _):
+            states, keys = carry
+            keys, action_keys, step_keys = jnp.moveaxis(
+                jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0
+            )
+            draw = functools.partial(jax.random.uniform, minval=-amplitude, maxval=amplitude)
+            action = jax.vmap(lambda key: draw(key, (2,)))(action_keys)
+            obs, states, reward, _, _, info = jax.vmap(env.step, (0, 0, 0, None))(
+                step_keys, states, action, params
+            )
+            return (states, keys), (info["peak_temperature"], reward, info["cost"], obs)
+
+        return jax.lax.scan(step, lanes, None, NUM_INTERVALS)[1]
+
+    return program, (states, keys)
+
+
+def measure_loops(num_lanes: int) -> list[dict]:
+    """Rows of run times and their ratio to the policy alone; the best of 5 runs each."""
+    with precision(32):
+        policy = make_policy()
+        offset = np.random.default_rng(0).uniform(-0.08, 0.08, (num_lanes, 2))
+        offset = jnp.asarray(offset, jnp.float32)
+        keys = jax.random.split(jax.random.key(1), num_lanes)
+        cases = {
+            "policy alone, 200 calls": policy_alone(num_lanes),
+            "policy in the loop, calm": controller_in_loop("grade_down", policy, 0.0 * offset),
+            "policy in the loop, igniting": controller_in_loop("startup", policy, offset),
+            "env.step, random actions, calm": random_steps("grade_down", 0.02, num_lanes),
+            "env.step, random actions, igniting": random_steps("startup", 1.0, num_lanes),
+            "engine, random actions, igniting": controller_in_loop(
+                "startup", controllers.uniform_random, keys
+            ),
+        }
+        rows = []
+        for name, (program, lanes) in cases.items():
+            spread = Spread(program, Setting(0.0, 0.0), lanes, jax.devices()[:1])
+            shares = spread.place(Setting(0.0, 0.0), lanes)
+            spread.run(shares)
+            seconds, outputs = spread.best(shares, LOOP_REPEATS)
+            row = {"case": name, "lanes": num_lanes, "bits": 32, "run_seconds": seconds}
+            row |= {"compile_seconds": spread.compile_seconds, "memory_mb": spread.memory_mb()}
+            row["ratio_to_policy_alone"] = seconds / (rows[0] if rows else row)["run_seconds"]
+            if rows:
+                peaks = np.max(outputs[0][0], axis=0)
+                row["intervals_per_second"] = num_lanes * NUM_INTERVALS / seconds
+                row["ignited_share"] = float(np.mean(peaks > RUNAWAY))
+                if "calm" in name and row["ignited_share"] > 0.0:
+                    raise RuntimeError(f"{name}: a lane exceeds {RUNAWAY} K, so it is not calm.")
+            rows.append(row)
+    return rows
+
+
+# --- Compare ---
+
+
+def fastest_as_accurate(rows: list[dict], reference: dict) -> dict | None:
+    """The fastest row of the reference's precision with both errors no larger than its errors;
+    None if there is none (an error that is not a number is never as accurate)."""
+    allowed = [
+        row
+        for row in rows
+        if row["bits"] == reference["bits"]
+        and row["error_T"] <= reference["error_T"]
+        and row["error_P"] <= reference["error_P"]
+    ]
+    return max(allowed, key=lambda row: row["intervals_per_second"], default=None)
+
+
+def comparisons(rows: list[dict]) -> list[dict]:
+    """The engine against every other row, at equal or better accuracy."""
+    engine, found = [row for row in rows if row["solver"] == ENGINE], []
+    for reference in rows:
+        if reference["solver"] == ENGINE:
+            continue
+        ours = fastest_as_accurate(engine, reference)
+        ratio = ours and ours["intervals_per_second"] / reference["intervals_per_second"]
+        found.append(
+            {
+                "solver": reference["solver"],
+                "rtol": reference["rtol"],
+                "bits": reference["bits"],
+                "engine_rtol": ours and ours["rtol"],
+                "ratio": ratio,
+            }
+        )
+    return found
+
+
+def smallest_ratio(found: list[dict], solver: str) -> float | None:
+    """Over the tolerances of a solver in float64: the one that does best against the engine."""
+    ratios = [
+        row["ratio"]
+        for row in found
+        if row["solver"] == solver and row["bits"] == 64 and row["ratio"] is not None
+    ]
+    return min(ratios, default=None)
+
+
+def memory_now() -> dict:
+    """Peak memory, MB: of this process and, where JAX knows it, of the device."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1024 * 1024)
+    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"process": rss, "device": device and device / (1024 * 1024)}
+
+
+def versions() -> dict:
+    packages = ("jax", "jaxlib", "diffrax", "numpy", "scipy")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
     }
-    if not allowed:
-        raise RuntimeError("no tolerance is as accurate as the reference")
-    return max(allowed.items(), key=lambda item: item[1]["intervals_per_s"])
 
 
-def print_results(found: dict) -> None:
-    """Tables on the terminal."""
-    bdf = found["scipy"]["BDF"]
-    table = Table(title=f"Closed-loop PI start-up, {found['lanes']} lanes, float64")
-    for column in ("solver", "intervals/s", "x BDF", "err T K", "err P kg/m3", "compile s"):
-        table.add_column(column, justify="left" if column == "solver" else "right")
-    rows = {f"SciPy {name}": row for name, row in found["scipy"].items()}
-    rows |= {f"Kvaerno3 {rtol}": row for rtol, row in found["kvaerno3"].items()}
-    rows |= {f"engine {rtol}": row for rtol, row in found["engine"].items()}
-    rows |= found["alternatives"]
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['intervals_per_s']:,.0f}",
-            f"{row['intervals_per_s'] / bdf['intervals_per_s']:,.0f}",
-            f"{row['error_T']:.1e}" if "error_T" in row else "",
-            f"{row['error_P']:.1e}" if "error_P" in row else "",
-            f"{row['compile_s']:.1f}" if "compile_s" in row else "",
+def command(args: Args) -> str:
+    """What to type to measure this again, without the output's path."""
+    words = ["python -m benchmarks.throughput"]
+    for field in dataclasses.fields(Args):
+        value, name = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name == "json" or value == field.default:
+            continue
+        if field.name == "smoke":
+            return f"{words[0]} --smoke"
+        words += [name, *map(str, value if isinstance(value, tuple) else [value])]
+    return " ".join(words)
+
+
+# --- Show ---
+
+
+def shown(value, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def make_table(title: str, rows: list[dict], columns: dict) -> Table:
+    """Columns: heading -> (key of the row, format)."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading, (_, form) in columns.items():
+        table.add_column(heading, justify="left" if form == "s" else "right")
+    for row in rows:
+        table.add_row(*(shown(row.get(key), form) for key, form in columns.values()))
+    return table
+
+
+ERROR_COLUMNS = {"error T [K]": ("error_T", ".1e"), "error P [kg/m3]": ("error_P", ".1e")}
+SPEED_COLUMNS = {
+    "solver": ("solver", "s"),
+    "rtol": ("rtol", "g"),
+    "float": ("bits", "d"),
+    "lanes": ("lanes", ",d"),
+    "intervals/s": ("intervals_per_second", ",.0f"),
+    **ERROR_COLUMNS,
+    "compile [s]": ("compile_seconds", ".1f"),
+    "run [s]": ("run_seconds", ".3f"),
+    "memory [MB]": ("memory_mb", ",.1f"),
+    "ignited": ("ignited_share", ".1%"),
+}
+
+
+def print_tables(found: dict) -> None:
+    console = Console(width=130) if not sys.stdout.isatty() else rich.get_console()
+    console.print(
+        make_table(
+            f"Work-precision: closed-loop PI start-up, {found['device']}",
+            found["work_precision"],
+            SPEED_COLUMNS,
         )
-    rich.print(table)
-    table = Table(title="Work-precision on the golden closed loops")
-    for column in ("method, rtol", "steps", "stages x steps", "err T K", "err P kg/m3"):
-        table.add_column(column, justify="left" if column.startswith("method") else "right")
-    for name, row in found["work_precision"].items():
-        table.add_row(
-            name,
-            f"{row['steps']:.2f}",
-            f"{row['steps'] * row['stages']:.1f}",
-            f"{row['error_T']:.1e}",
-            f"{row['error_P']:.1e}",
+    )
+    console.print(
+        make_table(
+            "Engine against others, at equal or better accuracy in T and P",
+            found["ratios"],
+            {
+                "against": ("solver", "s"),
+                "rtol": ("rtol", "g"),
+                "float": ("bits", "d"),
+                "engine's rtol": ("engine_rtol", "g"),
+                "times as fast": ("ratio", ",.1f"),
+            },
         )
-    rich.print(table)
-    for name in ("ratios", "policy", "memory_MB"):
-        rich.print(name, found[name])
+    )
+    console.print(make_table("Lanes of the engine", found["lane_counts"], SPEED_COLUMNS))
+    console.print(make_table("Handling of stragglers", found["stragglers"], SPEED_COLUMNS))
+    console.print(
+        make_table(
+            "Rosenbrock methods on the golden closed loops",
+            found["rosenbrock"],
+            {
+                "method": ("solver", "s"),
+                "rtol": ("rtol", "g"),
+                "order": ("order", "d"),
+                "stages": ("stages", "d"),
+                "steps/interval": ("steps", ".2f"),
+                "stages/interval": ("stage_count", ".1f"),
+                "most steps": ("most_steps", "d"),
+                **ERROR_COLUMNS,
+            },
+        )
+    )
+    console.print(
+        make_table(
+            f"Closed loop, float32, rtol {reactor.DEFAULT_RTOL:g}, one device",
+            found["closed_loop"],
+            {
+                "case": ("case", "s"),
+                "run [s]": ("run_seconds", ".3f"),
+                "ratio to policy alone": ("ratio_to_policy_alone", ".2f"),
+                "intervals/s": ("intervals_per_second", ",.0f"),
+                "compile [s]": ("compile_seconds", ".1f"),
+                "memory [MB]": ("memory_mb", ",.1f"),
+                "ignited": ("ignited_share", ".1%"),
+            },
+        )
+    )
+    for name in ("env_intervals_per_second", "compile_seconds", "peak_memory_mb"):
+        console.print(f"{name} = {found[name]:,.1f}   ({found['meaning'][name]})")
+    for name in ("scipy_bdf", "scipy_lsoda", "kvaerno3", "kvaerno5"):
+        console.print(f"ratio_vs_{name} = {shown(found[f'ratio_vs_{name}'], ',.1f') or 'none'}")
+
+
+# solver, bits -> label, colour, marker, line style
+CURVES = {
+    ("SciPy BDF", 64): ("SciPy BDF, a process a core", "0.2", "X", ""),
+    ("SciPy LSODA", 64): ("SciPy LSODA, a process a core", "0.5", "P", ""),
+    ("Kvaerno3", 64): ("diffrax Kvaerno3, vmapped", "#d97706", "o", "-"),
+    ("Kvaerno3", 32): ("diffrax Kvaerno3, vmapped, float32", "#d97706", "^", ":"),
+    ("Kvaerno5", 64): ("diffrax Kvaerno5, vmapped", "#b3261e", "o", "-"),
+    (ENGINE, 64): ("polycstr_jax, RODAS4P", "#1f5fa8", "o", "-"),
+    (ENGINE, 32): ("polycstr_jax, RODAS4P, float32", "#1f5fa8", "^", ":"),
+}
+
+
+def work_precision_figure(found: dict) -> bytes:
+    """Error against speed, a panel for T and one for P, as a PNG."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.6), sharey=True, layout="constrained")
+    labels = {"error_T": "temperature error [K]", "error_P": "polymer error [kg/m³]"}
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        for (solver, bits), (name, colour, marker, line) in CURVES.items():
+            rows = [
+                row
+                for row in found["work_precision"]
+                if (row["solver"], row["bits"]) == (solver, bits) and row[key] is not None
+            ]
+            x = [row[key] for row in rows]
+            y = [row["intervals_per_second"] for row in rows]
+            style = dict(color=colour, marker=marker, linestyle=line, label=name)
+            axis.plot(
+                x, y, markersize=7, markerfacecolor="white" if bits == 32 else colour, **style
+            )
+            for row, x_row, y_row in zip(rows, x, y, strict=True):
+                axis.annotate(
+                    f"{row['rtol']:.0e}".replace("e-0", "e-"),
+                    (x_row, y_row),
+                    xytext=(0, -13 if bits == 32 else 7),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=colour,
+                    ha="center",
+                )
+        axis.set(xscale="log", yscale="log", xlabel=f"{label}, 99th percentile")
+        axis.margins(0.08, 0.1)
+        axis.grid(True, which="major", color="0.9")
+    axes[0].set_ylabel("closed-loop intervals per second")
+    axes[0].annotate("better", (0.03, 0.97), (0.12, 0.89), "axes fraction", "axes fraction",
+                     arrowprops=dict(arrowstyle="->", color="0.4"), color="0.4")  # fmt: skip
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(
+        f"PI start-ups of {NUM_INTERVALS} intervals, ignitions included; {found['lanes']:,} lanes, "
+        f"float64 unless said\n{found['device']}",
+        fontsize=10,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def without_nan(value):
+    """Standard JSON has no NaN: None instead."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Main ---
+
+
+def measure_all(args: Args) -> dict:
+    """Everything, as it is written to the JSON."""
+    from benchmarks.run import hardware
+
+    started, sizes = time.perf_counter(), SMOKE if args.smoke else Sizes()
+
+    def announce(what):
+        rich.print(f"[dim]{time.perf_counter() - started:4.0f} s  {what}[/dim]", flush=True)
+
+    announce("SciPy")  # first, alone on the machine; spawned before JAX starts its threads
+    cores = num_cores()
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        warm_up(pool, cores)
+        rows = [measure_scipy(method, args, pool, cores) for method in ("BDF", "LSODA")]
+    announce("engine")
+    for bits, rtols in ((64, sizes.engine), (32, sizes.engine32)):
+        rows += [measure_engine(rtol, bits, args.compared_lanes, args.repeats) for rtol in rtols]
+    announce("stragglers and lane counts")
+    stragglers = measure_stragglers(sizes.stragglers, args)
+    lane_counts = [
+        measure_engine(reactor.DEFAULT_RTOL, bits, num_lanes, args.repeats)
+        for bits in (64, 32)
+        for num_lanes in args.lanes
+    ]
+    announce("policies in the loop and env.step")
+    closed_loop = measure_loops(args.compared_lanes)
+    announce("Rosenbrock methods")
+    rosenbrock_rows = measure_tableaus(sizes)
+    memory = memory_now()
+    announce("Kvaerno")
+    rows += measure_kvaerno(diffrax.Kvaerno3(), sizes.kvaerno3, 64, args)
+    rows += measure_kvaerno(diffrax.Kvaerno3(), sizes.kvaerno3_32, 32, args)
+    rows += measure_kvaerno(diffrax.Kvaerno5(), sizes.kvaerno5, 64, args)
+    announce("done")
+    ratios = comparisons(rows)
+    default = measure_engine(reactor.DEFAULT_RTOL, 64, args.compared_lanes, args.repeats)
+    return {
+        "env_intervals_per_second": default["intervals_per_second"],
+        "ratio_vs_scipy_bdf": smallest_ratio(ratios, "SciPy BDF"),
+        "ratio_vs_scipy_lsoda": smallest_ratio(ratios, "SciPy LSODA"),
+        "ratio_vs_kvaerno3": smallest_ratio(ratios, "Kvaerno3"),
+        "ratio_vs_kvaerno5": smallest_ratio(ratios, "Kvaerno5"),
+        "compile_seconds": default["compile_seconds"],
+        "peak_memory_mb": memory["process"],
+        "peak_device_memory_mb": memory["device"],
+        "program_memory_mb": default["memory_mb"],
+        "meaning": MEANING,
+        "versions": versions(),
+        "device": hardware(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command(args),
+        "smoke": args.smoke,
+        "lanes": default["lanes"],
+        "seconds": time.perf_counter() - started,
+        "work_precision": rows,
+        "ratios": ratios,
+        "lane_counts": lane_counts,
+        "stragglers": stragglers,
+        "rosenbrock": rosenbrock_rows,
+        "closed_loop": closed_loop,
+    }
+
+
+MEANING = {
+    "env_intervals_per_second": "engine, closed-loop PI start-up, default rtol, float64",
+    "ratio_vs_*": "engine over the other solver, float64, both errors equal or better; the "
+    "smallest over the other's tolerances",
+    "compile_seconds": "of that program, for one device; no compilation cache unless smoke",
+    "peak_memory_mb": "resident set of the whole benchmark process before Kvaerno, compiler "
+    "included",
+    "program_memory_mb": "arguments, temporaries and outputs of that program, all devices",
+    "error_T, error_P": "99th percentile over the golden closed loops, K and kg/m3",
+    "ignited_share": "share of lanes above 380 K",
+}
+
+
+def configure_cache(args: Args) -> None:
+    """A compilation cache only where no compile time is reported."""
+    jax.config.update("jax_enable_compilation_cache", args.smoke)
+    if args.smoke:
+        jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache/jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(args: Args) -> None:
-    golden = dict(np.load(GOLDEN))
-    # SciPy first, alone on the machine; spawned before JAX starts its threads.
-    with multiprocessing.get_context("spawn").Pool(NUM_CORES) as pool:
-        scipy_rows = {
-            method: measure_scipy(method, golden, args.scipy_episodes, pool)
-            for method in ("BDF", "LSODA")
-        }
-    jax.config.update("jax_enable_x64", True)
-    engine, alternatives = measure_engine(golden, args)
-    found = {
-        "command": "python -m benchmarks.throughput",
-        "hardware": hardware(),
-        "jax": jax.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "lanes": args.lanes,
-        "scipy": scipy_rows,
-        "engine": engine,
-        "alternatives": alternatives,
-        "kvaerno3": measure_kvaerno(golden, args),
-        "policy": measure_policy(args),
-        "memory_MB": measure_memory(args),
-        "work_precision": work_precision(golden),
-    }
-    ratios = {}
-    for name, reference in scipy_rows.items():
-        rtol, row = loosest(engine, reference)
-        ratios[f"engine at rtol {rtol} to {name}"] = (
-            row["intervals_per_s"] / reference["intervals_per_s"]
-        )
-    slow_rtol, slow = loosest(found["kvaerno3"], scipy_rows["BDF"])
-    rtol, row = loosest(engine, slow)
-    ratios[f"engine at rtol {rtol} to Kvaerno3 at rtol {slow_rtol}"] = (
-        row["intervals_per_s"] / slow["intervals_per_s"]
-    )
-    found["ratios"] = ratios
-    found["peak_memory_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print_results(found)
-    text = json.dumps(found, indent=2) + "\n"
-    write_atomically(args.out, lambda file: file.write(text.encode()))
-    rich.print(f"written: {args.out}")
+    try:
+        args = resolve(args)
+        check_writable(args.json.parent)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    configure_cache(args)
+    found = without_nan(measure_all(args))
+    picture, text = work_precision_figure(found), json.dumps(found, indent=2) + "\n"
+    write_atomically(args.json.with_suffix(".png"), lambda file: file.write(picture))
+    write_atomically(args.json, lambda file: file.write(text.encode()))
+    print_tables(found)
+    rich.print(f"written: {args.json} and .png")
 
 
 if __name__ == "__main__":
