@@ -4,11 +4,14 @@
 - `kvaerno`: diffrax's implicit Runge-Kutta methods under `vmap`, a `diffeqsolve` an interval.
 - `engine`: `polycstr_jax.rollout`, with its batch of stragglers or as a plain vmapped loop.
 - `asynchronous`: one loop of internal steps in which each lane also has its own interval index.
+- a policy alone, controllers in the engine's loop, and gymnax's `env.step`.
 
 The JAX programs are functions `(setting, lanes)`: a `Setting` common to all lanes, and a `Lanes`
 with a leading axis. SciPy and Kvaerno record no peak temperatures, which is in their favour.
 """
 
+import functools
+import itertools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -23,8 +26,10 @@ from polycstr_jax import controllers, reactor
 from polycstr_jax.env import NUM_DRAWS, EnvParams, EnvState, initial_state, plant
 from polycstr_jax.rollout import STRAGGLER_SHARE, rollout
 
+ENGINE = "engine"
 NUM_INTERVALS = 200
 PUBLISHED_RTOL, PUBLISHED_ATOL = 1e-6, 1e-8
+KVAERNO_DTMIN = 1e-3  # s
 
 
 class Problem(NamedTuple):
@@ -136,8 +141,9 @@ def make_engine(rtol: float, straggler_share: int | None = STRAGGLER_SHARE):
 
 
 def make_kvaerno(solver: diffrax.AbstractSolver):
-    """A diffrax solver under vmap; states and controls. Every interval starts with a step of 60 s
-    (600 s instead changed the run time by less than 10 %: the stragglers decide it)."""
+    """A diffrax solver under vmap; states, controls, and whether it failed. Every interval starts
+    with a step of 60 s (600 s instead changed the run time by less than 10 %: the stragglers decide
+    it). Below `KVAERNO_DTMIN` it fails: in float32 an igniting lane would be tried for ever."""
     env, params = polycstr_jax.make("startup")
     draws = jnp.zeros((NUM_DRAWS,))
     term = diffrax.ODETerm(lambda t, y, args: jnp.stack(reactor._rhs(t, tuple(y), args)))
@@ -145,7 +151,9 @@ def make_kvaerno(solver: diffrax.AbstractSolver):
     def kvaerno(setting: Setting, lanes: Lanes):
         limited = params.replace(max_increment=setting.max_increment)
         pi = controllers.make_pi(limited)
-        controller = diffrax.PIDController(rtol=setting.rtol, atol=setting.rtol)
+        controller = diffrax.PIDController(
+            rtol=setting.rtol, atol=setting.rtol, dtmin=KVAERNO_DTMIN, force_dtmin=False
+        )
 
         def interval(state, memory):
             action, memory = pi(env.observation(state, draws, limited), memory)
@@ -163,11 +171,12 @@ def make_kvaerno(solver: diffrax.AbstractSolver):
                 throw=False,
             )
             end = reactor.from_internal(tuple(solution.ys[-1]))
-            return state.replace(reactor=end, control=applied.control), memory
+            failed = solution.result != diffrax.RESULTS.successful
+            return state.replace(reactor=end, control=applied.control), memory, failed
 
         def scan(carry, _):
-            state, memory = jax.vmap(interval)(*carry)
-            return (state, memory), (state.reactor, state.control)
+            state, memory, failed = jax.vmap(interval)(*carry)
+            return (state, memory), (state.reactor, state.control, failed)
 
         return jax.lax.scan(scan, (lanes.state, lanes.memory), None, NUM_INTERVALS)[1]
 
@@ -273,3 +282,79 @@ def make_tableau_run(tableau):
         return jax.lax.scan(scan, (lanes.state, lanes.memory), None, NUM_INTERVALS)[1]
 
     return run
+
+
+# --- Policies in the loop, and env.step: the program and its lanes ---
+
+
+def make_policy():
+    """A 2 x 256 network with random weights; its controller state is an offset on the action."""
+    rng = np.random.default_rng(0)
+    weights = [
+        jnp.asarray(rng.normal(0.0, n**-0.5, (n, m)), jnp.float32)
+        for n, m in itertools.pairwise((9, 256, 256, 2))
+    ]
+    scale = jnp.asarray([450.0, 5.0, 1.0, 80.0, 350.0, 20.0, 5.0, 1.0, 345.0])
+
+    def policy(obs, offset):
+        x = obs / scale - 1.0
+        for w in weights[:-1]:
+            x = jax.nn.relu(x @ w)
+        return 0.05 * jnp.tanh(x @ weights[-1]) + offset, offset
+
+    return policy
+
+
+def starts(scenario: str, num_lanes: int):
+    env, params = polycstr_jax.make(scenario)
+    keys = jax.random.split(jax.random.key(0), num_lanes)
+    obs, states = jax.vmap(env.reset, (0, None))(keys, params)
+    return env, params, keys, obs, states
+
+
+def policy_alone(num_lanes: int):
+    """200 calls of the policy, each for all lanes."""
+    policy, obs = make_policy(), starts("startup", num_lanes)[3]
+
+    def program(setting, lanes):
+        def call(obs, _):
+            action, _ = jax.vmap(policy)(obs, lanes[1])
+            return obs + 1e-6 * action.sum(axis=1, keepdims=True), None  # depends on every call
+
+        return jax.lax.scan(call, lanes[0], None, NUM_INTERVALS)[0]
+
+    return program, (obs, jnp.zeros((num_lanes, 2)))
+
+
+def controller_in_loop(scenario: str, controller, memory):
+    """The roll-out engine with a controller; what an evaluation needs is recorded."""
+    env, params, keys, _, states = starts(scenario, len(memory))
+
+    def program(setting, lanes):
+        states, memory, keys = lanes
+        found = rollout(env, params, controller, memory, states, keys, NUM_INTERVALS)
+        return found.peak_temperature, found.reward, found.cost, found.state, found.control
+
+    return program, (states, memory, keys)
+
+
+def random_steps(scenario: str, amplitude: float, num_lanes: int):
+    """`env.step` of gymnax, resets included, under vmap and scan with uniform random actions."""
+    env, params, keys, _, states = starts(scenario, num_lanes)
+
+    def program(setting, lanes):
+        def step(carry, _):
+            states, keys = carry
+            keys, action_keys, step_keys = jnp.moveaxis(
+                jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0
+            )
+            draw = functools.partial(jax.random.uniform, minval=-amplitude, maxval=amplitude)
+            action = jax.vmap(lambda key: draw(key, (2,)))(action_keys)
+            obs, states, reward, _, _, info = jax.vmap(env.step, (0, 0, 0, None))(
+                step_keys, states, action, params
+            )
+            return (states, keys), (info["peak_temperature"], reward, info["cost"], obs)
+
+        return jax.lax.scan(step, lanes, None, NUM_INTERVALS)[1]
+
+    return program, (states, keys)

@@ -6,7 +6,7 @@ with a single internal step, but a lane that ignites needs up to a hundred, and 
 until only a few stragglers (1/16 of the lanes) are left; these are gathered into a small batch,
 finished there, and scattered back. The controller is evaluated exactly once per interval for
 all lanes, which is what a neural policy needs. Measured against an engine in which each lane
-also carries its own interval index (`benchmarks/throughput.py`), this is twice as fast or more.
+also carries its own interval index (`benchmarks/throughput.py`), this is twice as fast.
 """
 
 from collections.abc import Callable
