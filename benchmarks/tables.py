@@ -45,7 +45,6 @@ COLUMNS = {  # Markdown column -> how it is written
 TERMINAL_COLUMNS = (  # these fit into 80 characters
     "method",
     "data",
-    "seeds",
     "score IQM",
     "worst seed",
     "P(violation)",
