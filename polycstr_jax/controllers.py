@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from polycstr_jax.env import ACTION_SIZE, EnvParams
+from polycstr_jax.reactor import control_bounds
 
 # Ranges of the published random gains, per second for Ki.
 KP_LOW, KP_HIGH = (2e-4, 8e-3), (5e-3, 0.2)  # kg/h per kg/m3, K per K
@@ -45,15 +46,13 @@ def make_pi(params: EnvParams):
         dtype = obs.dtype
         error = obs[5:7] + setpoint_offset
         in_force = obs[7:9]
-        plant = params.reactor
-        low = jnp.stack([jnp.asarray(plant.feed_min), jnp.asarray(plant.coolant_min)])
-        high = jnp.stack([jnp.asarray(plant.feed_max), jnp.asarray(plant.coolant_max)])
+        low, high = control_bounds(params.reactor)
         max_increment = jnp.asarray(params.max_increment, dtype)
         wanted = state.bias + state.kp * error + state.ki * state.integral
         output = jnp.clip(wanted, low.astype(dtype), high.astype(dtype))
         output = jnp.clip(output, in_force - max_increment, in_force + max_increment)
         free = output == wanted
-        integral = jnp.where(free, state.integral + error * plant.interval, state.integral)
+        integral = jnp.where(free, state.integral + error * params.reactor.interval, state.integral)
         action = jnp.clip((output - in_force) / max_increment, -1.0, 1.0)
         return action.astype(dtype), state._replace(integral=integral.astype(dtype))
 

@@ -174,8 +174,10 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
     def draw(self, key, params) -> Float[Array, "7"]:
         """The interval's standard normals; zeros, and no random bits, where all hooks are off."""
         dtype = jnp.result_type(float)
+        noisy = jnp.any(jnp.asarray(params.measurement_noise) > 0.0)
+        noisy = noisy | jnp.any(jnp.asarray(params.disturbance_std) > 0.0)
         return jax.lax.cond(
-            is_noisy(params),
+            noisy,
             lambda: jax.random.normal(key, (NUM_DRAWS,), dtype),
             lambda: jnp.zeros((NUM_DRAWS,), dtype),
         )
@@ -206,10 +208,7 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
             queue, jnp.asarray(params.action_delay, jnp.int32), keepdims=False
         )
         plant_params = params.reactor
-        low = jnp.stack([jnp.asarray(plant_params.feed_min), jnp.asarray(plant_params.coolant_min)])
-        high = jnp.stack(
-            [jnp.asarray(plant_params.feed_max), jnp.asarray(plant_params.coolant_max)]
-        )
+        low, high = reactor.control_bounds(plant_params)
         control = state.control + increment * jnp.asarray(params.max_increment, dtype)
         control = jnp.clip(control, low.astype(dtype), high.astype(dtype))
 
@@ -287,12 +286,7 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
 
 OBS_LOW = np.asarray([-1e3, -1e3, -1e6, -1e3, 0.0, -1e3, -1e3, -10.0, 0.0], np.float32)
 OBS_HIGH = np.asarray([1e4, 1e3, 1e6, 1e4, 1e3, 1e3, 1e3, 100.0, 1e3], np.float32)
-
-
-def is_noisy(params: EnvParams):
-    """Whether an interval needs random numbers at all (bool, shape ())."""
-    noise = jnp.any(jnp.asarray(params.measurement_noise) > 0.0)
-    return noise | jnp.any(jnp.asarray(params.disturbance_std) > 0.0)
+STATE_HIGH = OBS_HIGH[:5] / np.asarray([1.0, 1.0, reactor.RADICAL_SCALE, 1.0, 1.0])  # public units
 
 
 def plant(plant_factors, disturbance, params: EnvParams) -> ReactorParams:
@@ -422,16 +416,15 @@ def check_params(params: EnvParams) -> None:
     lowest = params.start_mean - params.start_width
     highest = params.start_mean + params.start_width
     coldest, hottest = reactor.PHYSICAL_TEMPERATURE
-    most = OBS_HIGH[:5] / np.asarray([1.0, 1.0, reactor.RADICAL_SCALE, 1.0, 1.0])
     start_is_physical = (
         np.all(lowest[:4] >= 0.0)
-        and np.all(highest <= most)
+        and np.all(highest <= STATE_HIGH)
         and coldest < lowest[4] <= highest[4] < hottest
     )
     require(
         "start_mean",
         start_is_physical,
-        f"with start_width = {params.start_width}, concentrations from 0 to {most[:4]} and "
+        f"with start_width = {params.start_width}, concentrations from 0 to {STATE_HIGH[:4]} and "
         f"temperatures from {coldest} to {hottest} K",
     )
     require("max_increment", params.max_increment > 0.0, "above 0")
@@ -446,8 +439,7 @@ def check_params(params: EnvParams) -> None:
         (0 <= delay <= MAX_ACTION_DELAY) and int(delay) == delay,
         f"0 to {MAX_ACTION_DELAY} intervals",
     )
-    low = (params.reactor.feed_min, params.reactor.coolant_min)
-    high = (params.reactor.feed_max, params.reactor.coolant_max)
+    low, high = reactor.control_bounds(params.reactor, np)
     control = params.initial_control
     require(
         "initial_control",

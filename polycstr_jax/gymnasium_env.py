@@ -118,7 +118,7 @@ class PolyCSTRGymnasium(gymnasium.Env):
                 raise ValueError(f"options has {name!r}; allowed: 'state' and 'control'.")
         low, high = reactor.PHYSICAL_TEMPERATURE
         if "state" in options:
-            most = core.OBS_HIGH[:4] / (1.0, 1.0, reactor.RADICAL_SCALE, 1.0)
+            most = core.STATE_HIGH[:4]
             allowed = f"concentrations from 0 to {most}, a temperature between {low} and {high} K"
             shape = (reactor.NUM_STATES,)
             state = _check_floats("options['state']", options["state"], shape, allowed)
@@ -126,9 +126,7 @@ class PolyCSTRGymnasium(gymnasium.Env):
                 raise ValueError(f"options['state'] = {state}; allowed: {allowed}.")
             options["state"] = state
         if "control" in options:
-            plant = self.params.reactor
-            low = np.asarray([plant.feed_min, plant.coolant_min])
-            high = np.asarray([plant.feed_max, plant.coolant_max])
+            low, high = reactor.control_bounds(self.params.reactor, np)
             allowed = f"from {low} to {high} (kg/h, K)"
             control = _check_floats("options['control']", options["control"], (2,), allowed)
             if np.any(control < low) or np.any(control > high):

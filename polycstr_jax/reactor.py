@@ -77,6 +77,13 @@ class ReactorParams:
     current_feed_in_flow: float = 0.0  # 0: previous feed sets the flow (published); 1: current
 
 
+def control_bounds(params: ReactorParams, arrays=jnp):
+    """Lowest and highest control, (2,) each: kg/h, K. `arrays` is jax.numpy or numpy."""
+    low = arrays.stack([arrays.asarray(x) for x in (params.feed_min, params.coolant_min)])
+    high = arrays.stack([arrays.asarray(x) for x in (params.feed_max, params.coolant_max)])
+    return low, high
+
+
 class Inputs(NamedTuple):
     """What acts on the reactor during one interval, scalars."""
 
@@ -292,6 +299,17 @@ class IntervalResult(NamedTuple):
     failed: Bool[Array, ""]
 
 
+def interval_result(progress: IntervalProgress) -> IntervalResult:
+    """What a finished or failed `progress` comes to; any batch axes lead."""
+    return IntervalResult(
+        state=from_internal(progress.y),
+        peak=progress.peak,
+        step_size=progress.step_size,
+        num_steps=progress.num_steps,
+        failed=progress.failed,
+    )
+
+
 def integrate_interval(
     state: Float[Array, "5"],
     step_size: Float[Array, ""],
@@ -309,9 +327,7 @@ def integrate_interval(
         lambda progress: internal_step(progress, inputs, params, rtol, tableau),
         start_interval(to_internal(state), step_size),
     )
-    return IntervalResult(
-        from_internal(final.y), final.peak, final.step_size, final.num_steps, final.failed
-    )
+    return interval_result(final)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))

@@ -17,15 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from polycstr_jax import reactor
-from polycstr_jax.env import (
-    NUM_DRAWS,
-    Applied,
-    EnvParams,
-    EnvState,
-    PolyCSTR,
-    is_noisy,
-    plant,
-)
+from polycstr_jax.env import Applied, EnvParams, EnvState, PolyCSTR, plant
 
 STRAGGLER_SHARE = 16  # lanes / 16 may be left over for the small batch
 MIN_LANES_TO_COMPACT = 64
@@ -95,8 +87,12 @@ def rollout(
         return env.observation(state, draws, params)
 
     def draw_all(index):
-        lane_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        return _draw_all(lane_keys, params)
+        # As in `step_env`. The branch on `params` inside `draw` stays a branch: it has no lanes.
+        def draw(key):
+            key_draws, _ = jax.random.split(jax.random.fold_in(key, index))
+            return env.draw(key_draws, params)
+
+        return jax.vmap(draw)(keys)
 
     def interval(carry, index):
         state, controller_state, obs, alive = carry
@@ -181,27 +177,7 @@ def advance(
         progress = jax.lax.cond(
             jnp.any(unfinished(progress)), finish, lambda progress: progress, progress
         )
-    return reactor.IntervalResult(
-        state=reactor.from_internal(progress.y),
-        peak=progress.peak,
-        step_size=progress.step_size,
-        num_steps=progress.num_steps,
-        failed=progress.failed,
-    )
-
-
-def _draw_all(keys, params):
-    """`env.draw(split(key)[0], params)` of every lane, with the branch outside of `vmap`."""
-    dtype = jnp.result_type(float)
-
-    def draw(key):
-        return jax.random.normal(jax.random.split(key)[0], (NUM_DRAWS,), dtype)
-
-    return jax.lax.cond(
-        is_noisy(params),
-        lambda: jax.vmap(draw)(keys),
-        lambda: jnp.zeros((keys.shape[0], NUM_DRAWS), dtype),
-    )
+    return reactor.interval_result(progress)
 
 
 def check_lanes(controller_state, initial_state, keys) -> int:
