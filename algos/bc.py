@@ -4,14 +4,15 @@
 
 A deterministic MLP of 2 x 256 (arXiv 2507.22640) with a linear head; when acting, its output is
 scaled back and clipped to [-1, 1]. It knows neither reward nor cost: what it does about the
-temperature limit is what the data did.
+temperature limit is what the data did. Track `published` is the set-up of the paper's data code:
+6 observations (without A, I and R), actions scaled to [-1, 1] by the data's range, a tanh head.
 
 Deviations from the paper, which states neither optimiser, learning rate, batch size nor number
 of updates: Adam, 3e-4 with cosine decay to 0, 256, 10,000; actions in units of their standard
 deviation in the `pi` set. Decay and units decide the result here (docs/algorithms/bc.md): most
 increments are a few hundredths, and an error of that size, made 200 times, ends anywhere.
 
-Run: python algos/bc.py --scenario startup --dataset pi --num-seeds 8
+Run: python algos/bc.py --scenario startup --dataset pi --num-seeds 8 [--track published]
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from algos.common import MLP, Algorithm, command_line, scan_updates
+from algos.common import (
+    MLP,
+    Algorithm,
+    Track,
+    action_units,
+    check_choice,
+    command_line,
+    policy_head,
+    scan_updates,
+    track_obs,
+)
 from polycstr_jax.data import Normaliser
 from polycstr_jax.env import ACTION_SIZE
 
@@ -30,11 +41,12 @@ from polycstr_jax.env import ACTION_SIZE
 class Config:
     """Hyper-parameters."""
 
+    track: Track = "default"
     num_updates: int = 10_000  # ours
     batch_size: int = 256  # ours
     learning_rate: float = 3e-4  # ours
     cosine_decay: bool = True  # ours: of the learning rate, to 0 over num_updates
-    standardise_actions: bool = True  # ours: targets in units of the `pi` set's spread
+    standardise_actions: bool = True  # ours; of the default track
     hidden: tuple[int, ...] = (256, 256)  # paper
 
 
@@ -57,28 +69,32 @@ def bc_loss(predicted, action):
 
 def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     """BC's pure functions; the environment is not needed."""
+    check_choice("track", config.track, Track)
     network = MLP(config.hidden, ACTION_SIZE)
     learning_rate = config.learning_rate
     if config.cosine_decay:
         learning_rate = optax.cosine_decay_schedule(learning_rate, config.num_updates)
     optimiser = optax.adam(learning_rate)
 
-    def action_scales(normaliser):
-        if config.standardise_actions:
-            return normaliser.action_mean, normaliser.action_std
-        return jnp.zeros(ACTION_SIZE), jnp.ones(ACTION_SIZE)
+    def units(normaliser):
+        if config.track == "default" and not config.standardise_actions:
+            return jnp.zeros(ACTION_SIZE), jnp.ones(ACTION_SIZE)
+        return action_units(config.track, normaliser)
+
+    def predict(params, obs):
+        return policy_head(config.track, network.apply(params, track_obs(config.track, obs)))
 
     def init(rng, data):
-        params = network.init(rng, data.obs[0])
+        params = network.init(rng, track_obs(config.track, data.obs[0]))
         return State(params, optimiser.init(params), data.normaliser, jnp.zeros((), jnp.int32))
 
     def update(state, batch, rng):
         # --- Imitate the batch's actions ---
-        mean, std = action_scales(state.normaliser)
-        target = (batch.action - mean[None]) / std[None]
+        shift, scale = units(state.normaliser)
+        target = (batch.action - shift[None]) / scale[None]
 
         def loss(params):
-            return bc_loss(network.apply(params, batch.obs), target)
+            return bc_loss(predict(params, batch.obs), target)
 
         value, gradient = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimiser.update(gradient, state.opt_state)
@@ -86,11 +102,11 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         return State(params, opt_state, state.normaliser, state.step + 1), {"bc_loss": value}
 
     def policy(state):
-        mean, std = action_scales(state.normaliser)
+        shift, scale = units(state.normaliser)
 
         def act(obs, rng):
-            output = network.apply(state.params, state.normaliser.obs(obs))
-            return jnp.clip(mean + std * output, -1.0, 1.0)
+            output = predict(state.params, state.normaliser.obs(obs))
+            return jnp.clip(shift + scale * output, -1.0, 1.0)
 
         return act
 
@@ -101,7 +117,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         init_key, run_key = jax.random.split(rng)
         return run(init(init_key, data), data, run_key, config.num_updates)
 
-    return Algorithm(init, run, policy, train)
+    return Algorithm(init, run, policy, train, config)
 
 
 if __name__ == "__main__":

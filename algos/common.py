@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -25,12 +25,18 @@ from polycstr_jax.data import TrainingData
 
 
 class Algorithm(NamedTuple):
-    """Pure functions of one algorithm with its configuration."""
+    """Pure functions of one algorithm with its configuration.
+
+    A layer around another algorithm names it as `base`; its `init` takes the base's trained state
+    as a third argument, and its `train` trains the base first.
+    """
 
     init: Callable  # (rng, data) -> state
     run: Callable  # (state, data, rng, num_updates) -> state, metrics; chunks equal the whole
     policy: Callable  # (state) -> act(obs (9,) raw, rng) -> action (2,)
     train: Callable  # (rng, data) -> state, metrics
+    config: Any  # frozen dataclass with num_updates
+    base: "Algorithm | None" = None
 
 
 class MLP(nn.Module):
@@ -44,6 +50,41 @@ class MLP(nn.Module):
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.out)(x)
+
+
+Track = Literal["default", "published"]
+
+
+def check_choice(name: str, value, choices) -> None:
+    """`ValueError` naming the argument, its value and what the `Literal` allows."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} = {value!r}; allowed: {', '.join(get_args(choices))}.")
+
+
+def track_obs(track: Track, obs):
+    """The entries of observations (..., 9) that a track sees: (..., 9), or (..., 6).
+
+    `published`, the set-up of the data code published with arXiv 2507.22640, goes without A, I
+    and R.
+    """
+    return obs[..., 3:] if track == "published" else obs
+
+
+def action_units(track: Track, normaliser):
+    """Shift and scale (2,) of a track: a network deals in (action - shift) / scale.
+
+    `default`: mean and standard deviation of the `pi` set's actions; `published`: the middle and
+    half the width of their range.
+    """
+    if track == "published":
+        low, high = normaliser.action_low, normaliser.action_high
+        return (low + high) / 2.0, (high - low) / 2.0
+    return normaliser.action_mean, normaliser.action_std
+
+
+def policy_head(track: Track, output):
+    """A policy's mean in the track's units: linear, or (`published`) through tanh."""
+    return jnp.tanh(output) if track == "published" else output
 
 
 def sample_batch(rng, data: TrainingData, batch_size: int) -> TrainingData:
@@ -72,19 +113,25 @@ def scan_updates(update, state, data, rng, num_updates: int, batch_size: int):
     return state, jax.tree.map(lambda x: x / num_updates, total)
 
 
-def train_seeds(algorithm: Algorithm, data: TrainingData, rngs, num_updates, num_chunks=20):
+def train_seeds(
+    algorithm: Algorithm, data: TrainingData, rngs, num_updates, num_chunks=20, base_states=None
+):
     """Train one seed a key, vmapped, in chunks under a progress bar.
 
-    Returns the states, the learning curves {name: (seeds, chunks)}, and the seconds spent on
-    compilation and on training. The states are those of `vmap(algorithm.train)`. Raises
-    `ValueError` if `num_updates` is below 1.
+    `base_states`: of a layer, the trained states of what it wraps, one a key; trained here if
+    None. Returns the states, the learning curves {name: (seeds, chunks)}, and the seconds spent
+    on compilation and on training, a base trained here not included. The states are those of
+    `vmap(algorithm.train)`. Raises `ValueError` if `num_updates` is below 1.
     """
     if num_updates < 1:
         raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
+    base = algorithm.base
+    if base is not None and base_states is None:
+        base_states, _, _ = train_seeds(base, data, rngs, base.config.num_updates, num_chunks)
     init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
     init, run = jitted_over_seeds(algorithm)
     started = time.perf_counter()
-    state = init(init_keys, data)
+    state = init(init_keys, data) if base is None else init(init_keys, data, base_states)
     sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
     compiled = {n: run.lower(state, data, run_keys, n).compile() for n in {*sizes.tolist()}}
     seconds = {"compile": time.perf_counter() - started}
@@ -105,8 +152,9 @@ def train_seeds(algorithm: Algorithm, data: TrainingData, rngs, num_updates, num
 def jitted_over_seeds(algorithm: Algorithm):
     """`init` and `run` of an algorithm, vmapped over seeds and jitted; made once."""
     run = jax.vmap(algorithm.run, in_axes=(0, None, 0, None))
+    init_axes = (0, None) if algorithm.base is None else (0, None, 0)
     return (
-        jax.jit(jax.vmap(algorithm.init, in_axes=(0, None))),
+        jax.jit(jax.vmap(algorithm.init, in_axes=init_axes)),
         jax.jit(run, static_argnums=3, donate_argnums=0),
     )
 

@@ -78,6 +78,8 @@ class Normaliser(NamedTuple):
     obs_std: np.ndarray  # (9,)
     action_mean: np.ndarray  # (2,)
     action_std: np.ndarray  # (2,) a few hundredths: most increments are small
+    action_low: np.ndarray  # (2,) smallest of the set
+    action_high: np.ndarray  # (2,) largest of the set
     reward_std: np.ndarray  # () of the rewards clipped at -20,000
 
     def obs(self, obs):
@@ -307,6 +309,8 @@ def normaliser(pi_data: Dataset) -> Normaliser:
         obs_std=np.maximum(obs.std(axis=0), 1e-6),
         action_mean=action.mean(axis=0),
         action_std=np.maximum(action.std(axis=0), 1e-6),
+        action_low=action.min(axis=0),
+        action_high=action.max(axis=0),
         reward_std=np.maximum(pi_data.reward.astype(np.float64), REWARD_FLOOR).std(),
     )
     return jax.tree.map(np.float32, scales)
