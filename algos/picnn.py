@@ -74,15 +74,15 @@ class Config:
     learning_rate: float = 1e-3  # ours, with cosine decay to 0
     correction: Correction = "gradient"  # paper
     num_steps: int = 3  # K; paper: 1 to 5
-    eta: float = 1.0  # ours
+    eta: float = 0.3  # ours
     precondition: bool = True  # ours: steps in units of the data's spread
     damping: float = 0.1  # of Newton steps; ours
-    gate: float = 0.0  # correct only where |e_P| + |e_T| exceeds this; 0: always (paper)
+    gate: float = 10.0  # correct only where |e_P| + |e_T| exceeds this; 0: always (paper)
 
 
 PRESETS = {
     "default": Config(),
-    "paper": Config(target="one_step", precondition=False, eta=1e-4),
+    "paper": Config(target="one_step", precondition=False, eta=1e-4, gate=0.0),
 }
 
 

@@ -9,6 +9,7 @@ updates), median and 5 to 95 % band over the 64 nominal starts.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -26,9 +27,10 @@ from algos import bc
 from algos.common import load_training_data, train_seeds
 from polycstr_jax import data, evaluate
 from polycstr_jax.data import check_writable, write_atomically
-from polycstr_jax.env import EnvParams
+from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.rollout import rollout
 
+ENV = PolyCSTR()
 BLUE, RED, GREY = "#1f5fa8", "#b3261e", "0.45"
 
 
@@ -42,24 +44,31 @@ class Args:
 
 def bc_trajectory(scenario: str, num_updates: int):
     """Roll-out of one BC seed from the nominal starts."""
-    env, params = polycstr_jax.make(scenario)
     config = dataclasses.replace(bc.PRESETS["default"], num_updates=num_updates)
     algorithm = bc.make_train(config)
     rngs = jax.vmap(jax.random.key)(np.arange(1))
     training = load_training_data(scenario, "pi")
     states, _, _ = train_seeds(algorithm, training, rngs, num_updates)
-    act = algorithm.policy(jax.tree.map(lambda x: x[0], states))
+    return policy_trajectory(algorithm, jax.tree.map(lambda x: x[0], states), scenario)
 
-    @jax.jit
-    def run(initial, keys):
-        def controller(obs, memory):
-            return act(obs, jax.random.key(0)), memory
 
-        memory = jnp.zeros(keys.shape)
-        return rollout(env, params, controller, memory, initial, keys, data.EPISODE_LENGTH)
-
+def policy_trajectory(algorithm, state, scenario: str):
+    """Roll-out (T, 64) of one trained seed from the nominal starts."""
     initial = evaluate.start_states(evaluate.starts(scenario, "nominal"))
-    return jax.device_get(run(initial, jax.random.split(jax.random.key(0), evaluate.NUM_STARTS)))
+    keys = jax.random.split(jax.random.key(0), evaluate.NUM_STARTS)
+    params = scenario_params(scenario)
+    return jax.device_get(run_policy(algorithm.policy, state, params, initial, keys))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_policy(policy, state, params: EnvParams, initial, keys):
+    act = policy(state)
+
+    def controller(obs, memory):
+        return act(obs, jax.random.key(0)), memory
+
+    memory = jnp.zeros(keys.shape)
+    return rollout(ENV, params, controller, memory, initial, keys, data.EPISODE_LENGTH)
 
 
 def panels(trajectory):

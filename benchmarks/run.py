@@ -3,9 +3,12 @@
     python -m benchmarks.run --preset quick
 
 A cell is one method on one scenario and data set. It is written as
-`<out>/<preset>/leaderboard/<scenario>-<dataset>/<method>@<variant>.csv`, one row for each seed
-and group of starts, with a `.json` beside it that says how it was made. A cell whose
-configuration has the same hash is not run again. Cells appear whole or not at all.
+`<out>/<preset>/<suite>/<scenario>-<dataset>/<method>@<variant>.csv`, one row for each seed and
+group of starts, with a `.json` beside it that says how it was made. A cell whose configuration
+has the same hash is not run again. Cells appear whole or not at all.
+
+Suites: `leaderboard` (every method at its default settings) and `picnn` (the tables of
+arXiv 2507.22640: BC and IQL with and without the correction layer, tracks, targets, models).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds),
 `full` (1,000 seeds; for an accelerator).
@@ -44,7 +47,18 @@ from polycstr_jax.evaluate import EpisodeMetrics
 
 EVALUATION_SETS = ("nominal", "wide", "hot")
 EVALUATION_KEY = 0
-ALGORITHMS = ("bc",)  # files of algos/ with PRESETS and make_train
+METHODS = {  # label -> file of algos/, and what its configuration differs in from the default
+    "bc": ("bc", {}),
+    "bc+": ("picnn", {"base": "bc"}),
+    "iql": ("iql", {}),
+    "iql+": ("picnn", {"base": "iql"}),
+}
+LAYER_VARIANTS = {  # of the correction layer, in the suite `picnn`
+    "one-step": {"target": "one_step"},
+    "linear": {"state_path": "linear"},
+    "nn": {"model": "nn"},
+    "paper": "paper",  # the preset
+}
 REFERENCES = ("pi_best", "pi_safe", "pi_median", "zero", "random")
 NUM_RANDOM_SEEDS = 8  # of the random controller
 
@@ -60,14 +74,21 @@ class Preset(NamedTuple):
     scenarios: tuple[str, ...]
     datasets: tuple[str, ...]
     num_updates: int | None  # None: what the algorithm's configuration says
+    only_bc: tuple[str, ...] = ()  # data sets on which nothing else is trained
 
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
     "smoke": Preset(2, 2, ("startup",), ("pi",), 20),
-    "quick": Preset(8, None, SCENARIOS, data.DATASETS, None),
+    "quick": Preset(8, None, SCENARIOS, data.DATASETS, None, ("mixed",)),
     "full": Preset(1_000, None, SCENARIOS, data.DATASETS, None),
 }
+PICNN_PRESETS = {  # of the suite `picnn`: the paper's data
+    "smoke": PRESETS["smoke"],
+    "quick": Preset(10, 5, SCENARIOS, ("pi",), None),
+    "full": Preset(1_000, None, SCENARIOS, ("pi",), None),
+}
+SUITES = {"leaderboard": PRESETS, "picnn": PICNN_PRESETS}
 
 
 class Cell(NamedTuple):
@@ -79,6 +100,7 @@ class Cell(NamedTuple):
     variant: str
     config: dict[str, Any]  # everything that decides the numbers; hashed
     algorithm_config: Any = None  # the algorithm's frozen dataclass; None for a controller
+    base_config: Any = None  # of the policy that a layer wraps
 
     @property
     def name(self) -> str:
@@ -94,13 +116,14 @@ class Args:
     """Run the benchmark; finished cells are skipped."""
 
     preset: Literal["smoke", "quick", "full"] = "quick"
+    suite: Literal["leaderboard", "picnn"] = "leaderboard"
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
     force: bool = False  # run finished cells again
     episodes: bool = False  # also write per-episode arrays, <cell>.npz
 
 
-def plan_cells(preset: Preset) -> list[Cell]:
+def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     """All cells of a preset, in the order in which they run."""
     width = preset.seed_width or (8 if jax.default_backend() == "cpu" else 64)
     common = {
@@ -117,15 +140,19 @@ def plan_cells(preset: Preset) -> list[Cell]:
             seeds = NUM_RANDOM_SEEDS if method == "random" else 1
             config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
             cells.append(Cell(scenario, "pi", method, "default", config))
-    for method in ALGORITHMS:
-        settings = importlib.import_module(f"algos.{method}").PRESETS["default"]
-        if preset.num_updates:
-            settings = dataclasses.replace(settings, num_updates=preset.num_updates)
-        for dataset in preset.datasets:
-            for scenario in preset.scenarios:
+    for dataset in preset.datasets:
+        methods = ("bc",) if dataset in preset.only_bc else tuple(METHODS)
+        for scenario in preset.scenarios:
+            for method, variant, module, settings, base in plan_methods(suite, methods):
+                if preset.num_updates:
+                    settings, base = (
+                        config and dataclasses.replace(config, num_updates=preset.num_updates)
+                        for config in (settings, base)
+                    )
+                files = [module] if base is None else [module, METHODS[settings.base][0]]
                 config = {
                     "method": method,
-                    "algorithm_source": file_hash([REPOSITORY / f"algos/{method}.py"]),
+                    "algorithm_source": file_hash(REPOSITORY / f"algos/{x}.py" for x in files),
                     "config": dataclasses.asdict(settings),
                     "scenario": scenario,
                     "dataset": dataset,
@@ -133,8 +160,35 @@ def plan_cells(preset: Preset) -> list[Cell]:
                     "seed_width": width,
                     **common,
                 }
-                cells.append(Cell(scenario, dataset, method, "default", config, settings))
+                if base is not None:
+                    config["base_config"] = dataclasses.asdict(base)
+                cells.append(Cell(scenario, dataset, method, variant, config, settings, base))
     return cells
+
+
+def plan_methods(suite: str, methods):
+    """(label, variant, file of algos/, configuration, the base's configuration or None).
+
+    A layer comes right after the policy that it wraps, which is then still there.
+    """
+    for track in ("default",) if suite == "leaderboard" else ("default", "published"):
+        for method in methods:
+            file, changes = METHODS[method]
+            presets = importlib.import_module(f"algos.{file}").PRESETS
+            settings = dataclasses.replace(presets["default"], track=track, **changes)
+            if file != "picnn":
+                yield method, track, file, settings, None
+                continue
+            base_presets = importlib.import_module(f"algos.{METHODS[settings.base][0]}").PRESETS
+            base = dataclasses.replace(base_presets["default"], track=track)
+            yield method, track, file, settings, base
+            if suite == "picnn" and track == "default":
+                for variant, changed in LAYER_VARIANTS.items():
+                    if isinstance(changed, str):
+                        other = dataclasses.replace(presets[changed], **changes)
+                    else:
+                        other = dataclasses.replace(settings, **changed)
+                    yield method, variant, file, other, base
 
 
 def file_hash(paths) -> str:
@@ -251,15 +305,44 @@ def pi_on_tune(scenario: str):
 
 
 @functools.cache
-def build(method: str, config) -> Algorithm:
+def build(file: str, config, base: Algorithm | None) -> Algorithm:
     """An algorithm's functions, made once for each configuration so that they compile once."""
-    return importlib.import_module(f"algos.{method}").make_train(config, ENV, ENV.default_params)
+    make_train = importlib.import_module(f"algos.{file}").make_train
+    layer = {} if base is None else {"base": base}
+    return make_train(config, ENV, ENV.default_params, **layer)
+
+
+# Trained states of the last policy, on the host: the layers that wrap it follow.
+LAST_TRAINED: dict[Any, dict[int, Any]] = {}
+
+
+def train_batch(algorithm: Algorithm, training, cell: Cell, first: int):
+    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), and the seconds."""
+    rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
+    base_states = None
+    if algorithm.base is not None:
+        key = (algorithm.base, cell.scenario, cell.dataset)
+        base_states = LAST_TRAINED.get(key, {}).get(first)
+        if base_states is None:  # of a run that was interrupted in between: trained again
+            base_states, _ = train_batch(algorithm.base, training, cell, first)
+    states, _, seconds = train_seeds(
+        algorithm, training, rngs, algorithm.config.num_updates, base_states=base_states
+    )
+    if algorithm.base is None:
+        key = (algorithm, cell.scenario, cell.dataset)
+        if key not in LAST_TRAINED:
+            LAST_TRAINED.clear()
+        LAST_TRAINED.setdefault(key, {})[first] = jax.device_get(states)
+    return states, seconds
 
 
 def run_algorithm(cell: Cell) -> Outcome:
     """Train all seeds, `seed_width` at a time, and evaluate the last iterate."""
-    config = cell.algorithm_config
-    algorithm, params = build(cell.method, config), scenario_params(cell.scenario)
+    base = None
+    if cell.base_config is not None:
+        base = build(METHODS[cell.algorithm_config.base][0], cell.base_config, None)
+    algorithm = build(METHODS[cell.method][0], cell.algorithm_config, base)
+    params = scenario_params(cell.scenario)
     training = load_training_data(cell.scenario, cell.dataset)
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
@@ -270,8 +353,7 @@ def run_algorithm(cell: Cell) -> Outcome:
     batches: dict[str, list[EpisodeMetrics]] = {kind: [] for kind in EVALUATION_SETS}
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
-        rngs = jax.vmap(jax.random.key)(first + np.arange(width))
-        states, _, spent = train_seeds(algorithm, training, rngs, config.num_updates)
+        states, spent = train_batch(algorithm, training, cell, first)
         started = time.perf_counter()
         for kind, initial in starts.items():
             metrics = evaluate.evaluate_policies(
@@ -298,7 +380,7 @@ def run_algorithm(cell: Cell) -> Outcome:
 
 
 def to_rows(cell: Cell, kind: str, metrics: EpisodeMetrics) -> list[dict[str, Any]]:
-    """One row a seed and group of starts: means over the starts, and the worst start's score.
+    """One row a seed and group of starts: means over the starts, and the scores' spread.
 
     Doomed starts are a group of their own.
     """
@@ -316,7 +398,9 @@ def to_rows(cell: Cell, kind: str, metrics: EpisodeMetrics) -> list[dict[str, An
                     "starts": group,
                     "num_starts": int(members.sum()),
                     **{name: float(np.mean(x, dtype=np.float64)) for name, x in chosen.items()},
+                    "score_std": float(np.std(chosen["score"], dtype=np.float64)),
                     "worst_score": float(chosen["score"].min()),
+                    "best_score": float(chosen["score"].max()),
                     "max_peak_temperature": float(chosen["peak_temperature"].max()),
                     "gap_closed": np.nan,  # needs the oracle, which is not there yet
                 }
@@ -336,12 +420,21 @@ def provenance(cell: Cell, wall_time: dict[str, float]) -> dict[str, Any]:
     return {
         "hash": cell.hash,
         "config": cell.config,
+        "data_returns": data_returns(cell.scenario),
         "commit": commit or "unknown",
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "hardware": hardware(),
         "wall_time_s": {name: round(seconds, 2) for name, seconds in wall_time.items()},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+@functools.cache
+def data_returns(scenario: str) -> list[float]:
+    """Smallest and largest return of the `pi` data's episodes: the paper's score 0 and 100."""
+    reward = data.generate(scenario, "pi").reward.reshape(-1, data.EPISODE_LENGTH)
+    returns = reward.sum(axis=1, dtype=np.float64)
+    return [float(returns.min()), float(returns.max())]
 
 
 def hardware() -> str:
@@ -390,11 +483,11 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
 
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
-    folder = args.out / args.preset / "leaderboard"
-    cells = plan_cells(PRESETS[args.preset])
+    folder = args.out / args.preset / args.suite
+    cells = plan_cells(SUITES[args.suite][args.preset], args.suite)
     unknown = set(args.only) - {cell.method for cell in cells}
     if unknown:
-        allowed = ", ".join([*REFERENCES, *ALGORITHMS])
+        allowed = ", ".join([*REFERENCES, *METHODS])
         raise SystemExit(f"only = {', '.join(sorted(unknown))}; allowed: {allowed}.")
     cells = [cell for cell in cells if not args.only or cell.method in args.only]
     try:
@@ -416,7 +509,7 @@ def main(args: Args) -> None:
         for cell in cells:
             progress.update(task, description=f"{args.preset} {cell.name}")
             if args.force or not is_finished(folder, cell):
-                run = run_algorithm if cell.method in ALGORITHMS else run_reference
+                run = run_algorithm if cell.method in METHODS else run_reference
                 results, seconds = run(cell)
                 if args.episodes:
                     write_episodes(folder, cell, results)
