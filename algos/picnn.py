@@ -238,7 +238,7 @@ def minimise_over_box(cost, b, low, high, tolerance: float = 1e-5, max_iteration
     def iterate(carry):
         b, _, iteration, _ = carry
         gradient, direction = newton_direction(cost, b, low, high, 1e-6)
-        candidates = jnp.clip(b[None] + lengths[:, None] * direction[None], low, high)
+        candidates = jax.vmap(lambda t: jnp.clip(b + t * direction, low, high))(lengths)
         bound = cost(b) + 1e-4 * ((candidates - b[None]) @ gradient)
         accepted = (jax.vmap(cost)(candidates) < bound) & jnp.any(candidates != b[None], axis=1)
         first = jnp.argmax(accepted)  # the longest step that decreases the cost enough

@@ -1,8 +1,12 @@
 """The benchmark writes whole cells, resumes, and its tables repeat byte for byte."""
 
+import dataclasses
+import importlib
+import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +17,9 @@ from polycstr_jax import evaluate
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """Results of two reference rows and BC at smoke size."""
+    """Results of two reference rows, BC and the layer on BC at smoke size."""
     out = tmp_path_factory.mktemp("results")
-    run.main(run.Args("smoke", out, only=("zero", "random", "bc")))
+    run.main(run.Args("smoke", out=out, only=("zero", "random", "bc", "bc+")))
     return out
 
 
@@ -26,7 +30,7 @@ def cell_files(out):
 def test_every_cell_has_a_table_and_its_provenance(smoke):
     assert cell_files(smoke) == [
         f"{method}@default.{suffix}"
-        for method in ("bc", "random", "zero")
+        for method in ("bc+", "bc", "random", "zero")
         for suffix in ("csv", "json")
     ]
     info = json.loads((smoke / "smoke/leaderboard/startup-pi/bc@default.json").read_text())
@@ -49,12 +53,12 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatc
     path = smoke / "smoke/leaderboard/startup-pi/zero@default.csv"
     before = path.stat().st_mtime_ns
     monkeypatch.setattr(run, "run_algorithm", lambda cell: pytest.fail("trained again"))
-    run.main(run.Args("smoke", smoke, only=("zero", "bc")))
+    run.main(run.Args("smoke", out=smoke, only=("zero", "bc")))
     assert path.stat().st_mtime_ns == before
     description = path.with_suffix(".json")
     info = json.loads(description.read_text())
     description.write_text(json.dumps(info | {"hash": "of another configuration"}))
-    run.main(run.Args("smoke", smoke, only=("zero",)))
+    run.main(run.Args("smoke", out=smoke, only=("zero",)))
     assert path.stat().st_mtime_ns > before
     assert json.loads(description.read_text())["hash"] == info["hash"]
 
@@ -65,7 +69,7 @@ def test_an_interrupted_cell_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "to_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run.main(run.Args("smoke", tmp_path, only=("zero",)))
+        run.main(run.Args("smoke", out=tmp_path, only=("zero",)))
     assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.json"))
 
 
@@ -88,10 +92,19 @@ def test_the_hash_covers_configuration_and_source():
 
 
 @pytest.mark.parametrize(
-    "path", ["polycstr_jax/reactor.py", "algos/common.py", "algos/bc.py", "benchmarks/run.py"]
+    ("path", "method"),
+    [
+        ("polycstr_jax/reactor.py", "bc"),
+        ("algos/common.py", "bc"),
+        ("algos/bc.py", "bc"),
+        ("benchmarks/run.py", "bc"),
+        ("algos/picnn.py", "bc+"),
+        ("algos/bc.py", "bc+"),  # what it wraps
+        ("algos/iql.py", "iql+"),
+    ],
 )
-def test_an_edit_of_the_code_changes_the_hash(path, monkeypatch):
-    name = "startup-pi/bc@default"
+def test_an_edit_of_the_code_changes_the_hash(path, method, monkeypatch):
+    name = f"startup-pi/{method}@default"
 
     def planned():
         return {cell.name: cell.hash for cell in run.plan_cells(run.PRESETS["smoke"])}[name]
@@ -124,7 +137,7 @@ def test_pi_gains_are_chosen_on_the_tune_starts_alone(monkeypatch):
 
 
 def test_episodes_are_written_on_request(smoke, tmp_path):
-    run.main(run.Args("smoke", tmp_path, only=("zero",), episodes=True))
+    run.main(run.Args("smoke", out=tmp_path, only=("zero",), episodes=True))
     with np.load(tmp_path / "smoke/leaderboard/startup-pi/zero@default.npz") as arrays:
         assert arrays["nominal_score"].shape == (1, 64)
         mean = arrays["nominal_score"].mean(dtype=np.float64)
@@ -133,7 +146,7 @@ def test_episodes_are_written_on_request(smoke, tmp_path):
 
 
 def test_tables_repeat_byte_for_byte_and_warn_of_smoke(smoke):
-    arguments = tables.Args(smoke)
+    arguments = tables.Args(results=smoke)
     tables.main(arguments)
     names = ("leaderboard.md", "leaderboard.csv")
     first = [(smoke / "smoke" / name).read_bytes() for name in names]
@@ -160,13 +173,13 @@ def test_table_statistics_are_those_of_the_seeds(smoke):
 
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"only = sac; allowed: pi_best.*bc"):
-        run.main(run.Args("smoke", tmp_path, only=("sac",)))
+        run.main(run.Args("smoke", out=tmp_path, only=("sac",)))
     with pytest.raises(SystemExit, match="holds no results of preset quick"):
-        tables.main(tables.Args(tmp_path))
+        tables.main(tables.Args(results=tmp_path))
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SystemExit, match="cannot be written to"):
-        run.main(run.Args("smoke", blocked / "below", only=("zero",)))
+        run.main(run.Args("smoke", out=blocked / "below", only=("zero",)))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
@@ -175,4 +188,116 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SystemExit, match="in use by another run"):
-            run.main(run.Args("smoke", tmp_path, only=("zero",)))
+            run.main(run.Args("smoke", out=tmp_path, only=("zero",)))
+
+
+def test_a_layer_wraps_the_seeds_of_its_base_interrupted_or_not(smoke, tmp_path):
+    run.LAST_TRAINED.clear()  # as after an interruption between the two cells
+    run.main(run.Args("smoke", out=tmp_path, only=("bc+",)))
+    name = "smoke/leaderboard/startup-pi/bc+@default.csv"
+    assert (tmp_path / name).read_bytes() == (smoke / name).read_bytes()
+    states = next(iter(run.LAST_TRAINED.values()))[0]
+    base = importlib.import_module("algos.bc")
+    config = dataclasses.replace(base.PRESETS["default"], num_updates=20)
+    keys = jax.vmap(jax.random.key)(np.arange(2))
+    train = jax.jit(jax.vmap(base.make_train(config).train, (0, None)))
+    alone, _ = train(keys, run.load_training_data("startup", "pi"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states.params, alone.params
+    )
+
+
+# --- The tables of arXiv 2507.22640 ---
+
+
+def test_the_picnn_suite_covers_methods_variants_and_tracks():
+    cells = run.plan_cells(run.PICNN_PRESETS["quick"], "picnn")
+    names = [cell.name for cell in cells if cell.scenario == "grade_up"]
+    for method in ("bc", "bc+", "iql", "iql+"):
+        assert f"grade_up-pi/{method}@default" in names
+        assert f"grade_up-pi/{method}@published" in names
+    assert set(tables.PICNN_VARIANTS) == {cell.variant for cell in cells}
+    assert len({cell.hash for cell in cells}) == len(cells)
+    trained = [cell for cell in cells if cell.algorithm_config is not None]
+    assert all(cell.config["seeds"] >= 10 for cell in trained)
+    for cell in trained:  # the same track below and above
+        if cell.base_config is not None:
+            assert cell.base_config.track == cell.algorithm_config.track
+            assert cell.variant != "published" or cell.base_config.track == "published"
+    for before, cell in itertools.pairwise(trained):
+        if cell.base_config is not None:  # right after what it wraps, or after another layer on it
+            assert cell.base_config in (before.algorithm_config, before.base_config)
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """Scores (10 seeds, 64 starts) of a few cells, with known differences."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(80.0, 5.0, (10, 64))
+    return {
+        ("bc", "default"): base,
+        ("bc+", "default"): base + rng.uniform(1.0, 3.0, (10, 1)),  # better in every seed
+        ("bc+", "one-step"): base + rng.uniform(5.0, 6.0, (10, 1)),  # better still
+        ("iql", "default"): base + np.where(np.arange(10) % 2, 9.0, -9.0)[:, None],  # undecided
+    }
+
+
+@pytest.fixture(scope="module")
+def picnn_results(episodes, tmp_path_factory):
+    """A results folder written by hand, with the columns that `run` writes."""
+    out = tmp_path_factory.mktemp("picnn")
+    folder = out / "quick/picnn/startup-pi"
+    folder.mkdir(parents=True)
+    low, high = evaluate.score_limits("startup")
+    for (method, variant), score in episodes.items():
+        metrics = evaluate.EpisodeMetrics(
+            **{name: np.zeros_like(score) for name in evaluate.EpisodeMetrics._fields}
+        )._replace(score=score, episode_return=low + score / 100.0 * (high - low))
+        cell = run.Cell("startup", "pi", method, variant, {})
+        run.write_cell(folder.parent, cell, run.to_rows(cell, "nominal", metrics), {"run": 1.0})
+    return out
+
+
+def test_paper_statistics_are_those_of_all_episodes(picnn_results, episodes):
+    results = tables.read_results(picnn_results / "quick/picnn")
+    table = tables.picnn_tables(results).set_index(["method", "variant"])
+    for key, score in episodes.items():
+        row = table.loc[key]
+        assert row["mean"] == pytest.approx(score.mean(), rel=1e-5)
+        assert row["std"] == pytest.approx(score.std(), rel=1e-4)
+        assert row["min"] == pytest.approx(score.min(), rel=1e-5)
+        assert row["max"] == pytest.approx(score.max(), rel=1e-5)
+    assert table.loc[("bc", "default"), "paper mean"] == 41.2
+    assert table.loc[("iql", "default"), "paper min"] == 72.7
+    assert np.isnan(table.loc[("bc+", "one-step"), "paper mean"])
+
+
+def test_the_papers_scale_runs_from_the_datas_least_to_its_largest_return(picnn_results):
+    results = tables.read_results(picnn_results / "quick/picnn")
+    least, largest = run.data_returns("startup")
+    row = tables.picnn_tables(results).set_index(["method", "variant"]).loc[("bc", "default")]
+    chosen = results[(results.method == "bc") & (results.variant == "default")]
+    expected = 100.0 * (chosen.episode_return.mean() - least) / (largest - least)
+    assert row["mean, data's min-max"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_orderings_are_judged_by_their_intervals(picnn_results):
+    claims = tables.orderings(tables.read_results(picnn_results / "quick/picnn"))
+    verdicts = claims.set_index("claim")["verdict"]
+    assert verdicts["BC+ over BC"] == "holds"
+    assert verdicts["discounted target over one-step, BC+"] == "fails"
+    assert verdicts["IQL over BC"] == "open"
+    assert "IQL+ over IQL" not in verdicts  # that cell is not there
+    assert claims.set_index("claim")["seeds better"]["IQL over BC"] == "5 of 10"
+
+
+def test_picnn_tables_are_written_and_repeat_byte_for_byte(picnn_results):
+    arguments = tables.Args(table="picnn", results=picnn_results)
+    names = ("picnn.md", "picnn.csv", "picnn-orderings.csv")
+    tables.main(arguments)
+    first = [(picnn_results / "quick" / name).read_bytes() for name in names]
+    tables.main(arguments)
+    assert first == [(picnn_results / "quick" / name).read_bytes() for name in names]
+    assert "| bc+ | default | 10 |" in first[0].decode()
+    with pytest.raises(SystemExit, match=r"benchmarks.run --preset quick --suite picnn"):
+        tables.main(tables.Args(table="picnn", results=picnn_results / "quick"))
