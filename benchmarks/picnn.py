@@ -55,7 +55,7 @@ TARGETS = ("one_step", "n_step", "discounted")
 GRID_STEPS = (1, 3, 5, 10)
 GRID_ETA = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 GRID_GATE = (0.0, 10.0)
-PAPER_ETA = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of plain steps down the one-step cost
+PAPER_ETA = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of plain steps down the one-step cost
 OPTIONS = {  # what else was tried on the `tune` starts
     "default": {},
     "no gate": {"gate": 0.0},
@@ -553,7 +553,7 @@ def figure_gradients(courses):
     for column, (scenario, models) in enumerate(courses.items()):
         for model, (size, cosine) in models.items():
             hours = 0.5 * np.arange(1, size.size + 1)
-            axes[0, column].semilogy(hours, size, color=COLOURS[model], label=model)
+            axes[0, column].plot(hours, size, color=COLOURS[model], label=model)
             axes[1, column].plot(hours[:-1], cosine, color=COLOURS[model])
         axes[0, column].set_title(scenario, fontsize=10)
         axes[1, column].set_ylim(-1.05, 1.05)
