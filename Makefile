@@ -13,7 +13,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 STAMP := $(VENV)/.installed
 
-.PHONY: help leaderboard test lint format smoke wheel clean
+PEERS := .ci/peers.txt
+VENV_PEERS := .venv-peers
+STAMP_PEERS := $(VENV_PEERS)/.installed
+
+.PHONY: help leaderboard peers test lint format smoke wheel clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
@@ -24,6 +28,9 @@ help: ## show this list
 leaderboard: $(STAMP) ## train, evaluate and print the leaderboard (about 10 minutes on 2 CPU cores)
 	$(BIN)/python -m benchmarks.run --preset quick --out results/local
 	$(BIN)/python -m benchmarks.tables --preset quick --results results/local
+
+peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and compare (about 25 minutes on 2 CPU cores)
+	$(BIN)/python -m benchmarks.peers --peer-python $(VENV_PEERS)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -39,7 +46,9 @@ format: $(STAMP) ## repair style and formatting
 smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary folder
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -ex; \
 	$(BIN)/python -m benchmarks.run --preset smoke --out "$$folder"; \
-	$(BIN)/python -m benchmarks.tables --results "$$folder"
+	$(BIN)/python -m benchmarks.tables --results "$$folder"; \
+	$(BIN)/python -m benchmarks.run --preset smoke --suite picnn --only pi_best bc iql --out "$$folder"; \
+	$(BIN)/python -m benchmarks.tables picnn --results "$$folder"
 
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build
@@ -51,8 +60,8 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	cd "$$folder"; \
 	venv/bin/python -I -c 'from polycstr_jax import data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); print(evaluate.starts("startup", "hot").state.shape)'
 
-clean: ## remove the virtual environment, builds and caches (not results/)
-	rm -rf $(VENV) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the virtual environments, builds and caches (not results/)
+	rm -rf $(VENV) $(VENV_PEERS) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -66,4 +75,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "making $(VENV) and installing the package into it: a minute or two"
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+$(STAMP_PEERS): $(PEERS) | $(STAMP)
+	@echo "making $(VENV_PEERS) with d3rlpy and torch, apart from ours: a few minutes"
+	"$(PYTHON)" -m venv $(VENV_PEERS)
+	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check -r $(PEERS)
 	@touch $@

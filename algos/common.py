@@ -52,6 +52,7 @@ class MLP(nn.Module):
         return nn.Dense(self.out)(x)
 
 
+LAYER_KEY = 1  # folded into a seed's key for a layer: the key itself trains its base
 Track = Literal["default", "published"]
 
 
@@ -126,8 +127,10 @@ def train_seeds(
     if num_updates < 1:
         raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
     base = algorithm.base
-    if base is not None and base_states is None:
-        base_states, _, _ = train_seeds(base, data, rngs, base.config.num_updates, num_chunks)
+    if base is not None:
+        if base_states is None:
+            base_states, _, _ = train_seeds(base, data, rngs, base.config.num_updates, num_chunks)
+        rngs = jax.vmap(lambda rng: jax.random.fold_in(rng, LAYER_KEY))(rngs)
     init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
     init, run = jitted_over_seeds(algorithm)
     started = time.perf_counter()
@@ -195,7 +198,10 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         raise SystemExit(str(error)) from error
 
     env, params = polycstr_jax.make(args.scenario)
-    algorithm = make_train(args.config, env, params)
+    try:
+        algorithm = make_train(args.config, env, params)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     rngs = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
     states, curves, _ = train_seeds(
         algorithm, load_training_data(args.scenario, args.dataset), rngs, args.config.num_updates
@@ -210,13 +216,14 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         jax.random.key(0),
     )
     table = Table(title=f"{name} on {args.scenario} ({args.dataset}), 64 {args.starts} starts")
-    for column in ("seed", *curves, "score", "P(violation)", "P(runaway)", "peak K"):
+    for column in ("seed", *curves, "score", "median", "P(violation)", "P(runaway)", "peak K"):
         table.add_column(column, justify="right")
     for seed in range(args.num_seeds):
         table.add_row(
             str(args.seed + seed),
             *(f"{curve[seed, -1]:.3g}" for curve in curves.values()),
             f"{metrics.score[seed].mean():.1f}",
+            f"{np.median(metrics.score[seed]):.1f}",
             f"{metrics.violated[seed].mean():.3f}",
             f"{metrics.runaway[seed].mean():.3f}",
             f"{metrics.peak_temperature[seed].max():.1f}",

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from algos.common import (
+    LAYER_KEY,
     Algorithm,
     Track,
     action_units,
@@ -55,9 +56,9 @@ Correction = Literal["gradient", "newton", "exact"]
 
 @jax.custom_jvp
 def softplus(x):
-    """log(1 + e^x); half the time of `jax.nn.softplus`, whose derivative takes exponentials anew.
+    """log(1 + e^x), with a derivative of one exponential; that of `jax.nn.softplus` takes more.
 
-    It decides what a correction costs: an activation is dearer than its share of the matmuls.
+    It decides what a correction costs: here an activation is dearer than its share of the matmuls.
     """
     return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -74,27 +75,30 @@ class Config:
     base: Base = "bc"  # the policy to wrap
     track: Track = "default"  # as the base policy's
     model: Model = "picnn"  # paper; nn: the unconstrained network of the same size
-    state_path: StatePath = "mlp"  # paper; linear: convex in the state, too
+    state_path: StatePath = "mlp"  # of the picnn; paper; linear: convex in the state, too
     activation: str = "softplus"  # paper
     hidden: tuple[int, ...] = (64, 64)  # paper
     target: Target = "discounted"  # ours
-    discount: float = 0.99  # of the target; ours
-    num_target_steps: int = 10  # intervals averaged by n_step; ours
+    discount: float = 0.99  # of the target `discounted`; ours
+    num_target_steps: int = 10  # intervals averaged by the target `n_step`; ours
     num_models: int = 1  # members of the ensemble
     uncertainty: float = 0.0  # k in mean + k std over the members
     num_updates: int = 5_000  # ours
     batch_size: int = 256  # ours
     learning_rate: float = 1e-3  # ours, with cosine decay to 0
     correction: Correction = "gradient"  # paper
-    num_steps: int = 3  # K; paper: 1 to 5
-    eta: float = 0.3  # ours
-    precondition: bool = True  # ours: steps in units of the data's spread
+    num_steps: int = 3  # K; paper: 1 to 5; 0: the base policy; `exact` goes on to the end
+    eta: float = 0.3  # of gradient and Newton steps (1: a full Newton step); ours
+    precondition: bool = True  # gradient steps in units of the data's spread; ours
     damping: float = 0.1  # of Newton steps; ours
     gate: float = 10.0  # correct only where |e_P| + |e_T| exceeds this; 0: always (paper)
 
 
-PRESETS = {
+PRESETS = {  # the others are comparisons, each with its own best K, eta and gate
     "default": Config(),
+    "one-step": Config(target="one_step"),
+    "linear": Config(state_path="linear"),
+    "nn": Config(model="nn"),
     "paper": Config(target="one_step", precondition=False, eta=1e-5, gate=0.0),
 }
 
@@ -122,7 +126,7 @@ def nonnegative(raw):
 
 
 def raw_weight_init(key, shape, dtype=jnp.float32):
-    """Raw weights whose softplus has mean 1 / fan-in, spread by a factor e^(+-1/2)."""
+    """Raw weights whose softplus has median 1 / fan-in, spread by a factor of about e^(+-1/2)."""
     return math.log(math.expm1(1.0 / shape[0])) + 0.5 * jax.random.normal(key, shape, dtype)
 
 
@@ -210,18 +214,19 @@ def gradient_steps(cost, b, low, high, rate, num_steps: int):
     return b
 
 
-def newton_direction(cost, b, low, high, damping: float):
+def newton_direction(cost, b, low, high, damping: float, margin=0.0):
     """Gradient, and damped Newton direction over the entries that are free to move.
 
-    An entry at a bound which the gradient pushes outwards is held.
+    An entry within `margin` of a bound towards which it is pushed is held: it goes to the bound.
     """
     gradient, hessian = jax.grad(cost)(b), jax.hessian(cost)(b)
-    held = ((b <= low) & (gradient > 0.0)) | ((b >= high) & (gradient < 0.0))
-    free = ~held
-    identity = jnp.eye(b.shape[0], dtype=b.dtype)
-    matrix = jnp.where(free[:, None] & free[None, :], hessian, 0.0) + damping * identity
-    matrix = matrix + jnp.diag(held.astype(b.dtype))
-    return gradient, -jnp.linalg.solve(matrix, jnp.where(free, gradient, 0.0))
+    at_low = (b <= low + margin) & (gradient > 0.0)
+    at_high = (b >= high - margin) & (gradient < 0.0)
+    free = ~(at_low | at_high)
+    matrix = jnp.where(free[:, None] & free[None, :], hessian, 0.0)
+    matrix = matrix + jnp.diag(jnp.where(free, damping, 1.0))
+    step = -jnp.linalg.solve(matrix, jnp.where(free, gradient, 0.0))
+    return gradient, jnp.where(at_low, low - b, jnp.where(at_high, high - b, step))
 
 
 def newton_steps(cost, b, low, high, eta, damping: float, num_steps: int):
@@ -232,14 +237,17 @@ def newton_steps(cost, b, low, high, eta, damping: float, num_steps: int):
     return b
 
 
-def minimise_over_box(cost, b, low, high, tolerance: float = 1e-5, max_iterations: int = 50):
-    """The minimiser of a convex cost over the box, by projected Newton with backtracking.
+def minimise_over_box(cost, b, low, high, tolerance: float = 1e-5, max_iterations: int = 100):
+    """The minimiser of a smooth convex cost over the box, by projected Newton (Bertsekas, 1982).
 
-    Stops when the projected gradient max |b - clip(b - grad)| is at most `tolerance`, or when no
-    step along the direction decreases the cost (rounding). Returns b (A,), the projected gradient
-    and the number of iterations.
+    The best of the points along the Newton direction and along the gradient is taken, both
+    projected, in steps halved from 1 and from the width of the box: the gradient is for where the
+    cost is all but linear. Stops when the projected gradient max |b - clip(b - grad)| is at most
+    `tolerance`, or when none of these points is better (rounding). Returns b (A,), the projected
+    gradient, by which to judge it, and the number of iterations.
     """
-    lengths = 0.5 ** jnp.arange(20, dtype=b.dtype)
+    newton_lengths = 0.5 ** jnp.arange(8, dtype=b.dtype)
+    gradient_lengths = 0.5 ** jnp.arange(24, dtype=b.dtype)
 
     def residual(b):
         return jnp.max(jnp.abs(b - jnp.clip(b - jax.grad(cost)(b), low, high)))
@@ -249,15 +257,21 @@ def minimise_over_box(cost, b, low, high, tolerance: float = 1e-5, max_iteration
         return (left > tolerance) & (iteration < max_iterations) & ~stuck
 
     def iterate(carry):
-        b, _, iteration, _ = carry
-        gradient, direction = newton_direction(cost, b, low, high, 1e-6)
-        candidates = jax.vmap(lambda t: jnp.clip(b + t * direction, low, high))(lengths)
-        bound = cost(b) + 1e-4 * ((candidates - b[None]) @ gradient)
-        accepted = (jax.vmap(cost)(candidates) < bound) & jnp.any(candidates != b[None], axis=1)
-        first = jnp.argmax(accepted)  # the longest step that decreases the cost enough
-        moved = jnp.where(accepted.any(), candidates[first], b)
-        return moved, residual(moved), iteration + 1, ~accepted.any()
+        b, left, iteration, _ = carry
+        margin = jnp.minimum(1e-3 * (high - low), left)
+        gradient, newton = newton_direction(cost, b, low, high, 1e-6, margin)
+        downhill = -gradient * (jnp.max(high - low) / jnp.max(jnp.abs(gradient)))
+        steps = jnp.concatenate(
+            [newton_lengths[:, None] * newton[None], gradient_lengths[:, None] * downhill[None]]
+        )
+        candidates = jax.vmap(lambda step: jnp.clip(b + step, low, high))(steps)
+        costs = jax.vmap(cost)(candidates)
+        best = jnp.argmin(costs)
+        better = costs[best] < cost(b)
+        moved = jnp.where(better, candidates[best], b)
+        return moved, residual(moved), iteration + 1, ~better
 
+    b = jnp.clip(b, low, high)
     start = (b, residual(b), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     b, left, iterations, _ = jax.lax.while_loop(unfinished, iterate, start)
     return b, left, iterations
@@ -288,28 +302,29 @@ def check(config: Config, base: Algorithm) -> None:
             f"track = {config.track!r} of the cost model, but {base_track!r} of the base policy: "
             "they see different observations and scale actions differently; allowed: the same."
         )
-    if config.model == "nn" and config.correction != "gradient":
-        raise ValueError(
-            f"correction = {config.correction!r} needs a convex cost, but model = 'nn'; allowed: "
-            "gradient."
-        )
+    if config.correction != "gradient":
+        needs = f"correction = {config.correction!r} needs a"
+        if config.model == "nn":
+            raise ValueError(f"{needs} convex cost, but model = 'nn'; allowed: gradient.")
+        if config.activation == "relu":
+            raise ValueError(f"{needs} curved cost, but activation = 'relu'; allowed: gradient.")
     if config.num_steps < 0:
         raise ValueError(f"num_steps = {config.num_steps}; allowed: 0 (the base policy) or more.")
-    if config.eta <= 0.0:
+    if not 0.0 < config.eta < math.inf:
         raise ValueError(f"eta = {config.eta}; allowed: above 0 (num_steps = 0 corrects nothing).")
-    if config.gate < 0.0:
+    if not 0.0 <= config.gate < math.inf:
         raise ValueError(f"gate = {config.gate}; allowed: 0 (no gate) or more.")
-    if config.damping < 0.0:
-        raise ValueError(f"damping = {config.damping}; allowed: 0 or more.")
+    if not 0.0 < config.damping < math.inf:
+        raise ValueError(f"damping = {config.damping}; allowed: above 0.")
     if not 0.0 <= config.discount < 1.0:
         raise ValueError(f"discount = {config.discount}; allowed: 0 or more, below 1.")
     if config.num_target_steps < 1:
         raise ValueError(f"num_target_steps = {config.num_target_steps}; allowed: 1 or more.")
     if config.num_models < 1:
         raise ValueError(f"num_models = {config.num_models}; allowed: 1 or more.")
-    largest = 1.0 / math.sqrt(config.num_models - 1) if config.num_models > 1 else 0.0
-    if config.model == "nn":
-        largest = math.inf
+    largest = 0.0
+    if config.num_models > 1:
+        largest = math.inf if config.model == "nn" else 1.0 / math.sqrt(config.num_models - 1)
     if not 0.0 <= config.uncertainty <= largest + 1e-9:
         raise ValueError(
             f"uncertainty = {config.uncertainty} with num_models = {config.num_models}; allowed: "
@@ -435,7 +450,7 @@ def make_train(config: Config, env=None, env_params=None, base: Algorithm | None
     def train(rng, data):
         # The base sees the same key as when it is trained alone: it is the same policy.
         base_state, _ = base.train(rng, data)
-        init_key, run_key = jax.random.split(rng)
+        init_key, run_key = jax.random.split(jax.random.fold_in(rng, LAYER_KEY))
         return run(init(init_key, data, base_state), data, run_key, config.num_updates)
 
     return Algorithm(init, run, policy, train, config, base)

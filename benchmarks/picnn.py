@@ -18,8 +18,6 @@ import dataclasses
 import functools
 import json
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +26,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+import pandas as pd
 import rich
 import tyro
 
@@ -37,8 +36,10 @@ import matplotlib.pyplot as plt
 
 from algos import bc, iql, picnn
 from algos.common import action_units, load_training_data, track_obs, train_seeds
+from benchmarks.constants import is_doomed
 from benchmarks.figures import BLUE, GREY, RED, draw, policy_trajectory
-from benchmarks.run import hardware
+from benchmarks.run import software
+from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import SCENARIOS, PolyCSTR, scenario_params
@@ -70,6 +71,13 @@ OPTIONS = {  # what else was tried on the `tune` starts
     "linear state path": {"state_path": "linear"},
     "standard network": {"model": "nn"},
 }
+TUNED = {  # variant: model and target; each with its own best setting of the same grid
+    "default": ("PICNN", "discounted"),
+    "one-step": ("PICNN", "one_step"),
+    "linear": ("linear state path", "discounted"),
+    "nn": ("standard network", "discounted"),
+}
+FIRST_SEED = 10_000  # seeds that no table evaluates
 WIDENING = (0.0, 1.0, 2.0, 3.0)  # multiples of A and P x U(0.9, 1.1), T + U(-3, 3) K
 NUM_RANDOM = 10_000
 AMPLITUDES = (0.0, 0.25, 0.5, 1.0)
@@ -85,17 +93,13 @@ class Args:
     scenarios: tuple[Literal["startup", "grade_down", "grade_up"], ...] = tuple(SCENARIOS)
 
 
-def seed_keys(num_seeds: int):
-    """The keys of seeds 0, 1, ..."""
-    return jax.vmap(jax.random.key)(np.arange(num_seeds))
-
-
 def train(algorithm, scenario: str, num_seeds: int, base_states=None):
-    """Trained states of seeds 0, 1, ..., on the host."""
+    """Trained states of seeds 10,000, 10,001, ..., on the host."""
+    keys = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(num_seeds))
     states, _, _ = train_seeds(
         algorithm,
         training_set(scenario),
-        seed_keys(num_seeds),
+        keys,
         algorithm.config.num_updates,
         base_states=base_states,
     )
@@ -308,7 +312,7 @@ def visited(trajectory, scales, config):
 def gradient_course(config, states, trajectory, scales):
     """Along episodes (T, E): size of the gradient (T,), and cosine with the next one (T - 1,).
 
-    Medians over seeds and starts.
+    The median of the size and the mean of the cosine over seeds and starts.
     """
     num_steps, num_starts = trajectory.reward.shape
     g = gradients(config, states, *visited(trajectory, scales, config))
@@ -320,14 +324,18 @@ def gradient_course(config, states, trajectory, scales):
 
 
 def correction_quality(config, states, trajectory, scales) -> dict[str, float]:
-    """Along a base policy's roll-out: the model's cost before, after K steps, and at its minimum.
+    """Where the layer acts along a base policy's roll-out: the model's cost before, after K steps,
+    and at its minimum.
 
-    Costs in kg/m3 + K. Gap of K steps: (c_K - c*) / (c_0 - c*), 0 at the minimum over the box, 1
-    where nothing was gained; median and 95th percentile over points with c_0 - c* > 0.01.
+    Only points beyond the gate count. Costs in kg/m3 + K. Gap of K steps: (c_K - c*) / (c_0 - c*),
+    0 at the minimum over the box, 1 where nothing was gained; median and 95th percentile over
+    points with c_0 - c* > 0.01.
     """
     cost = picnn.make_cost(config)
     obs, b = visited(trajectory, scales, config)
-    obs, b = obs[::37], b[::37]
+    raw = trajectory.obs.reshape(-1, 9)
+    acts = np.flatnonzero(np.abs(raw[:, 5]) + np.abs(raw[:, 6]) > config.gate)[::37]
+    obs, b = obs[acts], b[acts]
     shift, scale = action_units(config.track, scales)
     low, high = (-1.0 - shift) / scale, (1.0 - shift) / scale
 
@@ -438,18 +446,22 @@ def fit(network, obs, action, target, num_updates: int = 5_000):
 
 
 def widened(scenario: str, factor: float) -> evaluate.Starts:
-    """The nominal starts, A and P times a further U(1 - 0.1 f, 1 + 0.1 f), T + U(-3 f, 3 f) K."""
+    """The nominal starts, A and P times a further U(1 - 0.1 f, 1 + 0.1 f), T + U(-3 f, 3 f) K.
+
+    With their own doomed flags.
+    """
     starts = evaluate.starts(scenario, "nominal")
     draws = np.random.default_rng(0).uniform(-1.0, 1.0, (3, len(starts.doomed)))
     state = starts.state.copy()
     state[:, 0] *= 1.0 + 0.1 * factor * draws[0]
     state[:, 3] *= 1.0 + 0.1 * factor * draws[1]
     state[:, 4] += 3.0 * factor * draws[2]
-    return starts._replace(state=np.float32(state))
+    starts = starts._replace(state=np.float32(state))
+    return starts._replace(doomed=is_doomed(starts, scenario_params(scenario)))
 
 
 def decision_seconds(num_obs: int = 512) -> dict[int, float]:
-    """Seconds an observation for K = 0, 1, 3, 5, 10, batched as in a roll-out; best of 20."""
+    """Seconds an observation for K = 0, 1, 3, 5, 10: calls on 512 at once; best of 20 x 20."""
     seconds = {}
     obs = 300.0 + jax.random.normal(jax.random.key(0), (num_obs, 9))
     for num_steps in (0, *GRID_STEPS):
@@ -546,9 +558,9 @@ def figure_scatter(pairs):
 
 
 def figure_gradients(courses):
-    """Size and persistence of the gradient; `courses[scenario][model] = (size, cosine)`."""
+    """Size and persistence of the gradient; `courses[panel][model] = (size, cosine)`."""
     fig, axes = plt.subplots(
-        2, len(courses), figsize=(4.2 * len(courses), 6), squeeze=False, layout="constrained"
+        2, len(courses), figsize=(3.2 * len(courses), 5.5), squeeze=False, layout="constrained"
     )
     for column, (scenario, models) in enumerate(courses.items()):
         for model, (size, cosine) in models.items():
@@ -639,22 +651,147 @@ def figure_stress(stress):
 # --- All of it ---
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
+def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
     """Write the report as JSON and its tables as Markdown."""
-    text = json.dumps(report, indent=1, sort_keys=True) + "\n"
-    write_atomically(folder / "diagnostics.json", lambda file: file.write(text.encode()))
-    parts = ["# Diagnostics of the correction layer", report["provenance"]["text"]]
+    content = json.dumps(report, indent=1, sort_keys=True) + "\n"
+    write_atomically(folder / "diagnostics.json", lambda file: file.write(content.encode()))
+    parts = ["# Diagnostics of the correction layer", text]
     for title, rows in report["tables"].items():
-        if not rows:
-            continue
-        lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-        for row in rows:
-            cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
-            lines.append("| " + " | ".join(cells) + " |")
-        parts += [f"## {title}", "\n".join(lines)]
-    text = "\n\n".join(parts) + "\n"
-    write_atomically(folder / "diagnostics.md", lambda file: file.write(text.encode()))
+        frame = pd.DataFrame(rows)
+        columns = {
+            name: "{:.3g}" if pd.api.types.is_float_dtype(frame[name]) else "{}" for name in frame
+        }
+        parts += [f"## {title}", markdown_table(frame, columns)]
+    markdown = "\n\n".join(parts) + "\n"
+    write_atomically(folder / "diagnostics.md", lambda file: file.write(markdown.encode()))
     rich.print(f"written: {folder}")
+
+
+def train_all(methods, num_seeds: int, scenarios, say):
+    """Base policies `[scenario][base]`, and cost models `[scenario, target, model]`.
+
+    The cost models do not depend on the base that they are held with.
+    """
+    bases: dict[str, dict[str, Any]] = {}
+    models: dict[tuple, Any] = {}
+    for scenario in scenarios:
+        say(f"training on {scenario}")
+        bases[scenario] = {b: train(methods[b], scenario, num_seeds) for b in BASES}
+        for target in TARGETS:
+            for model, changes in MODELS.items():
+                chosen = dataclasses.replace(picnn.PRESETS["default"], target=target, **changes)
+                base_states = bases[scenario]["bc"]
+                states = train(layer(chosen, "bc"), scenario, num_seeds, base_states)
+                models[scenario, target, model] = states
+    jax.clear_caches()
+    return bases, models
+
+
+def tune(bases, models, scenarios):
+    """The grids, `{variant: rows}`, of `TUNED` and of the paper's preset."""
+    grids = {}
+    for name, (model, target) in TUNED.items():
+        config = dataclasses.replace(picnn.PRESETS["default"], target=target, **MODELS[model])
+        costs = {s: models[s, target, model] for s in scenarios}
+        grids[name] = sweep(config, GRID_ETA, GRID_GATE, bases, costs, scenarios)
+    costs = {s: models[s, "one_step", "PICNN"] for s in scenarios}
+    grids["paper"] = sweep(picnn.PRESETS["paper"], PAPER_ETA, (0.0,), bases, costs, scenarios)
+    return grids
+
+
+def diagnose(methods, bases, models, figures: Path, scenarios) -> dict[str, list]:
+    """Tables and figures of predictions, Hessians, gradients and corrections."""
+    default = picnn.PRESETS["default"]
+    fits: list[dict] = []
+    hessians: list[dict] = []
+    courses: list[dict] = []
+    quality: dict[str, dict] = {}
+    pairs: dict[str, Any] = {}
+    drawn: dict[str, dict[str, Any]] = {}
+    for scenario in scenarios:
+        first = jax.tree.map(lambda x: x[0], bases[scenario]["iql"])
+        trajectory = policy_trajectory(methods["iql"], first, scenario)
+        scales = training_set(scenario).normaliser
+        for target in TARGETS:
+            row: dict[str, Any] = {"scenario": scenario, "target": target}
+            for model, changes in MODELS.items():
+                config = dataclasses.replace(default, target=target, **changes)
+                states = models[scenario, target, model]
+                predicted, true = predictions(config, states, held_out(scenario))
+                row[model] = float(r_squared(predicted, true).mean())
+                if target == "n_step":
+                    continue
+                if scenario == scenarios[0]:
+                    pairs.setdefault(target, {})[model] = (predicted[0], true)
+                names = {"scenario": scenario, "target": target, "model": model}
+                hessians.append(names | convexity(config, states, trajectory, scales))
+                size, cosine = gradient_course(config, states, trajectory, scales)
+                drawn.setdefault(f"{scenario}, {target}", {})[model] = (size, cosine)
+                courses.append(
+                    names
+                    | {
+                        "size, first 25 h": float(np.median(size[:50])),
+                        "size, last 50 h": float(np.median(size[100:])),
+                        "cosine, first 25 h": float(np.mean(cosine[:50])),
+                        "cosine, last 50 h": float(np.mean(cosine[100:])),
+                    }
+                )
+            fits.append(row)
+        states = models[scenario, "discounted", "PICNN"]
+        for name, value in correction_quality(default, states, trajectory, scales).items():
+            quality.setdefault(name, {"quantity": name})[scenario] = float(value)
+    save(figure_scatter(pairs), figures, "prediction")
+    save(figure_gradients(drawn), figures, "gradients")
+    return {
+        "R^2 on 100 fresh episodes, mean over seeds (paper: PICNN 0.73, standard 0.99)": fits,
+        "Hessian in the action, standardised cost and action": hessians,
+        "Gradient along IQL's episodes, standardised cost and action": courses,
+        "Correction along IQL's episodes, PICNN, discounted target": list(quality.values()),
+        "A surface that is not convex: |a - m(s)|^2 + amplitude x ripple": synthetic_surface(),
+    }
+
+
+def roll_out(methods, bases, models, figures: Path, scenarios):
+    """Figures of trajectories, scores and stress; the stress `[scenario][method]`."""
+    scores: dict[str, Any] = {}
+    stress: dict[str, dict[str, list]] = {}
+    for scenario in scenarios:
+        costs = models[scenario, "discounted", "PICNN"]
+        states = {
+            name: costs._replace(base=bases[scenario][name[:-1]])
+            if name.endswith("+")
+            else bases[scenario][name]
+            for name in methods
+        }
+        fig = figure_trajectories(scenario, methods, states)
+        save(fig, figures, f"trajectories-{scenario}")
+
+        def on(name, starts, scenario=scenario, states=states):
+            return on_starts(methods[name], states[name], scenario, starts)
+
+        scores[scenario] = {
+            kind: {name: on(name, evaluate.starts(scenario, kind)).score for name in methods}
+            for kind in ("nominal", "wide")
+        }
+        stress[scenario] = {name: [] for name in methods}
+        for factor in WIDENING:
+            starts = widened(scenario, factor)
+            for name in methods:
+                metrics = on(name, starts)
+                metrics = jax.tree.map(lambda x, alive=~starts.doomed: x[:, alive], metrics)
+                stress[scenario][name].append(
+                    {
+                        "widening": factor,
+                        "starts": int((~starts.doomed).sum()),
+                        "median": float(np.median(metrics.score)),
+                        "mean": float(metrics.score.mean(dtype=np.float64)),
+                        "violated": float(metrics.violated.mean()),
+                        "runaway": float(metrics.runaway.mean()),
+                    }
+                )
+    save(figure_distributions(scores), figures, "distributions")
+    save(figure_stress(stress), figures, "stress")
+    return stress
 
 
 def main(args: Args) -> None:
@@ -665,109 +802,33 @@ def main(args: Args) -> None:
             check_writable(folder)
         except OSError as error:
             raise SystemExit(str(error)) from error
-    config, tables = picnn.PRESETS["default"], {}
     started = time.perf_counter()
 
     def say(text):
         rich.print(f"[{time.perf_counter() - started:5.0f} s] {text}")
 
-    # --- Train: base policies, and cost models, which do not depend on them ---
-    methods = {name: module.make_train(module.PRESETS["default"]) for name, module in BASES.items()}
-    methods = {
-        "bc": methods["bc"],
-        "bc+": layer(config, "bc"),
-        "iql": methods["iql"],
-        "iql+": layer(config, "iql"),
-    }
-    bases: dict[str, dict[str, Any]] = {}
-    models: dict[tuple, Any] = {}
-    for scenario in args.scenarios:
-        say(f"training on {scenario}")
-        bases[scenario] = {b: train(methods[b], scenario, args.num_seeds) for b in BASES}
-        for target in TARGETS:
-            for model, changes in MODELS.items():
-                chosen = dataclasses.replace(config, target=target, **changes)
-                models[scenario, target, model] = train(
-                    layer(chosen, "bc"), scenario, args.num_seeds, bases[scenario]["bc"]
-                )
+    provenance = software()
+    scenarios = args.scenarios
+    methods = {}
+    for name, module in BASES.items():
+        methods[name] = module.make_train(module.PRESETS["default"])
+        methods[f"{name}+"] = layer(picnn.PRESETS["default"], name)
+    bases, models = train_all(methods, args.num_seeds, scenarios, say)
+    say("diagnostics")
+    tables = diagnose(methods, bases, models, args.figures, scenarios)
     jax.clear_caches()
-
-    # --- Prediction, convexity, gradients, corrections ---
-    tables["R^2 on 100 fresh episodes (mean over seeds)"] = rows = []
-    pairs: dict[str, Any] = {}
-    for scenario in args.scenarios:
-        for target in TARGETS:
-            row: dict[str, Any] = {"scenario": scenario, "target": target}
-            for model, changes in MODELS.items():
-                chosen = dataclasses.replace(config, target=target, **changes)
-                states = models[scenario, target, model]
-                predicted, true = predictions(chosen, states, held_out(scenario))
-                row[model] = float(r_squared(predicted, true).mean())
-                if scenario == args.scenarios[0] and target != "n_step":
-                    pairs.setdefault(target, {})[model] = (predicted[0], true)
-            rows.append(row)
-    save(figure_scatter(pairs), args.figures, "prediction")
-    tables["Hessian in the action, standardised cost and action"] = hessians = []
-    tables["Correction along IQL's episodes, PICNN, discounted target"] = quality = []
-    tables["Gradient along IQL's episodes"] = course_rows = []
-    courses: dict[str, Any] = {}
-    for scenario in args.scenarios:
-        say(f"diagnostics on {scenario}")
-        first = jax.tree.map(lambda x: x[0], bases[scenario]["iql"])
-        trajectory = policy_trajectory(methods["iql"], first, scenario)
-        scales = training_set(scenario).normaliser
-        for model, changes in MODELS.items():
-            chosen = dataclasses.replace(config, **changes)
-            states = models[scenario, "discounted", model]
-            names = {"scenario": scenario, "model": model}
-            hessians.append(names | convexity(chosen, states, trajectory, scales))
-            size, cosine = gradient_course(chosen, states, trajectory, scales)
-            courses.setdefault(scenario, {})[model] = (size, cosine)
-            course_rows.append(
-                names
-                | {
-                    "size, first 25 h": float(np.median(size[:50])),
-                    "size, last 50 h": float(np.median(size[100:])),
-                    "cosine, first 25 h": float(np.mean(cosine[:50])),
-                    "cosine, last 50 h": float(np.mean(cosine[100:])),
-                }
-            )
-        states = models[scenario, "discounted", "PICNN"]
-        for name, value in correction_quality(config, states, trajectory, scales).items():
-            if scenario == args.scenarios[0]:
-                quality.append({"quantity": name})
-            next(row for row in quality if row["quantity"] == name)[scenario] = value
-    save(figure_gradients(courses), args.figures, "gradients")
-    say("synthetic surface")
-    tables["A surface that is not convex: |a - m(s)|^2 + amplitude x ripple"] = synthetic_surface()
-    jax.clear_caches()
-
-    # --- Tuning ---
     say("tuning of K, eta and gate")
-    costs = {s: models[s, "discounted", "PICNN"] for s in args.scenarios}
-    grid = sweep(config, GRID_ETA, GRID_GATE, bases, costs, args.scenarios)
-    standard = {s: models[s, "discounted", "standard network"] for s in args.scenarios}
-    nn_config = dataclasses.replace(config, model="nn")
-    nn_grid = sweep(nn_config, GRID_ETA, GRID_GATE, bases, standard, args.scenarios)
-    paper = dataclasses.replace(picnn.PRESETS["paper"])
-    one_step = {s: models[s, "one_step", "PICNN"] for s in args.scenarios}
-    paper_grid = sweep(paper, PAPER_ETA, (0.0,), bases, one_step, args.scenarios)
-    budget = len(GRID_STEPS) * len(GRID_ETA) * len(GRID_GATE)
-    tables[
-        f"Best of {budget} settings (paper: {len(GRID_STEPS) * len(PAPER_ETA)}), tune starts"
-    ] = [
-        {"layer": name} | best_setting(found)
-        for name, found in (
-            ("PICNN", grid),
-            ("standard network", nn_grid),
-            ("paper: one-step, plain steps", paper_grid),
-        )
-    ]
+    grids = tune(bases, models, scenarios)
     seconds = decision_seconds()
-    save(figure_sweep(grid, seconds), args.figures, "sweep")
+    save(figure_sweep(grids["default"], seconds), args.figures, "sweep")
+    budget = f"{len(GRID_STEPS) * len(GRID_ETA) * len(GRID_GATE)} settings of K, eta and gate"
+    budget += f" (paper: {len(GRID_STEPS) * len(PAPER_ETA)} of K and eta)"
+    tables[f"Best of {budget}, mean score on the tune starts, all scenarios, BC+ and IQL+"] = [
+        {"variant": name} | best_setting(rows) for name, rows in grids.items()
+    ]
     say("options")
-    options = try_options(bases, args.num_seeds, args.scenarios)
-    tables["Options on the tune starts: mean score (least)"] = [
+    options = try_options(bases, args.num_seeds, scenarios)
+    tables["Options, at the default's K, eta and gate: mean score (least), tune starts"] = [
         {"option": name}
         | {
             f"{row['base']}+ {row['scenario']}": f"{row['mean']:.1f} ({row['min']:.0f})"
@@ -776,69 +837,30 @@ def main(args: Args) -> None:
         }
         for name in dict.fromkeys(row["option"] for row in options)
     ]
-
-    # --- Roll-outs ---
-    scores: dict[str, Any] = {}
-    stress: dict[str, Any] = {}
-    for scenario in args.scenarios:
-        say(f"roll-outs on {scenario}")
-        states = {
-            name: costs[scenario]._replace(base=bases[scenario][name[:-1]])
-            if name.endswith("+")
-            else bases[scenario][name]
-            for name in methods
-        }
-        save(
-            figure_trajectories(scenario, methods, states), args.figures, f"trajectories-{scenario}"
-        )
-        scores[scenario] = {
-            kind: {
-                name: on_starts(
-                    methods[name], states[name], scenario, evaluate.starts(scenario, kind)
-                ).score
-                for name in methods
-            }
-            for kind in ("nominal", "wide")
-        }
-        stress[scenario] = {name: [] for name in methods}
-        for factor in WIDENING:
-            for name in methods:
-                metrics = on_starts(
-                    methods[name], states[name], scenario, widened(scenario, factor)
-                )
-                stress[scenario][name].append(
-                    {
-                        "widening": factor,
-                        "median": float(np.median(metrics.score)),
-                        "mean": float(metrics.score.mean(dtype=np.float64)),
-                        "violated": float(metrics.violated.mean()),
-                        "runaway": float(metrics.runaway.mean()),
-                    }
-                )
-    save(figure_distributions(scores), args.figures, "distributions")
-    save(figure_stress(stress), args.figures, "stress")
-    tables["Widened starts: median score, share of runaways"] = [
+    say("roll-outs")
+    stress = roll_out(methods, bases, models, args.figures, scenarios)
+    tables["Widened starts that are not doomed: median score, share of runaways"] = [
         {"scenario": scenario, "method": name}
-        | {f"x {row['widening']:g}": f"{row['median']:.1f}, {row['runaway']:.3f}" for row in rows}
+        | {f"x {row['widening']:g}": "{median:.1f}, {runaway:.3f}".format(**row) for row in rows}
+        | {"starts": " / ".join(str(row["starts"]) for row in rows)}
         for scenario, by_method in stress.items()
         for name, rows in by_method.items()
     ]
-    text = (
-        f"`python -m benchmarks.picnn`; seeds 0 to {args.num_seeds - 1}; {hardware()}; "
-        f"jax {version('jax')}; {datetime.now(UTC).date().isoformat()}; "
-        f"{(time.perf_counter() - started) / 60:.0f} minutes."
-    )
     report = {
-        "provenance": {"text": text},
+        "provenance": provenance | {"args": {k: str(v) for k, v in vars(args).items()}},
+        "config": dataclasses.asdict(picnn.PRESETS["default"]),
         "tables": tables,
-        "grid": grid,
-        "nn_grid": nn_grid,
-        "paper_grid": paper_grid,
+        "grids": grids,
         "options": options,
         "stress": stress,
         "decision_seconds": {str(k): v for k, v in seconds.items()},
     }
-    write_report(args.out, report)
+    text = (
+        f"`python -m benchmarks.picnn --num-seeds {args.num_seeds}`; seeds from {FIRST_SEED}; "
+        f"{provenance['hardware']}; jax {provenance['versions']['jax']}; {provenance['date']}; "
+        f"{(time.perf_counter() - started) / 60:.0f} minutes."
+    )
+    write_report(args.out, report, text)
 
 
 if __name__ == "__main__":

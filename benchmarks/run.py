@@ -10,8 +10,11 @@ has the same hash is not run again. Cells appear whole or not at all.
 Suites: `leaderboard` (every method at its default settings) and `picnn` (the tables of
 arXiv 2507.22640: BC and IQL with and without the correction layer, tracks, targets, models).
 
-Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds),
-`full` (1,000 seeds; for an accelerator).
+Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
+the `mixed` data BC only), `full` (1,000 seeds; for an accelerator).
+
+Trained policies that a layer wraps are kept in `.cache/trained`, by the hash of all that decides
+them, so that no suite trains them twice.
 """
 
 import dataclasses
@@ -36,16 +39,16 @@ import numpy as np
 import pandas as pd
 import rich
 import tyro
+from flax import serialization
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import polycstr_jax
 from algos.common import Algorithm, load_training_data, train_seeds
 from polycstr_jax import controllers, data, evaluate
-from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.data import check_writable, platform_key, write_atomically
 from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.evaluate import EpisodeMetrics
 
-EVALUATION_SETS = ("nominal", "wide", "hot")
 EVALUATION_KEY = 0
 METHODS = {  # label -> file of algos/, and what its configuration differs in from the default
     "bc": ("bc", {}),
@@ -53,17 +56,13 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql": ("iql", {}),
     "iql+": ("picnn", {"base": "iql"}),
 }
-LAYER_VARIANTS = {  # of the correction layer, in the suite `picnn`
-    "one-step": {"target": "one_step"},
-    "linear": {"state_path": "linear"},
-    "nn": {"model": "nn"},
-    "paper": "paper",  # the preset
-}
 REFERENCES = ("pi_best", "pi_safe", "pi_median", "zero", "random")
 NUM_RANDOM_SEEDS = 8  # of the random controller
+DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
 
 REPOSITORY = Path(__file__).parent.parent
+TRAINED = REPOSITORY / ".cache" / "trained"
 
 
 class Preset(NamedTuple):
@@ -83,12 +82,25 @@ PRESETS = {
     "quick": Preset(8, None, SCENARIOS, data.DATASETS, None, ("mixed",)),
     "full": Preset(1_000, None, SCENARIOS, data.DATASETS, None),
 }
-PICNN_PRESETS = {  # of the suite `picnn`: the paper's data
+
+
+class Suite(NamedTuple):
+    """What is run, and from which starts."""
+
+    presets: dict[str, Preset]
+    references: tuple[str, ...]
+    starts: tuple[str, ...]
+
+
+PICNN_PRESETS = {
     "smoke": PRESETS["smoke"],
-    "quick": Preset(10, 5, SCENARIOS, ("pi",), None),
+    "quick": Preset(16, None, SCENARIOS, ("pi",), None),
     "full": Preset(1_000, None, SCENARIOS, ("pi",), None),
 }
-SUITES = {"leaderboard": PRESETS, "picnn": PICNN_PRESETS}
+SUITES = {
+    "leaderboard": Suite(PRESETS, REFERENCES, ("nominal", "wide", "hot")),
+    "picnn": Suite(PICNN_PRESETS, ("pi_best", "pi_safe", "pi_median"), ("nominal", "wide")),
+}
 
 
 class Cell(NamedTuple):
@@ -129,14 +141,14 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     common = {
         "constants": constants_hash(),
         "source": source_hash(),
-        "jax": jax.__version__,
+        "versions": {name: version(name) for name in DECIDING_PACKAGES},
         "backend": jax.default_backend(),
-        "evaluation": [EVALUATION_SETS, EVALUATION_KEY],
+        "evaluation": [SUITES[suite].starts, EVALUATION_KEY],
         "precision": jnp.dtype(jnp.result_type(float)).name,
     }
     cells = []
     for scenario in preset.scenarios:
-        for method in REFERENCES:
+        for method in SUITES[suite].references:
             seeds = NUM_RANDOM_SEEDS if method == "random" else 1
             config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
             cells.append(Cell(scenario, "pi", method, "default", config))
@@ -183,12 +195,10 @@ def plan_methods(suite: str, methods):
             base = dataclasses.replace(base_presets["default"], track=track)
             yield method, track, file, settings, base
             if suite == "picnn" and track == "default":
-                for variant, changed in LAYER_VARIANTS.items():
-                    if isinstance(changed, str):
-                        other = dataclasses.replace(presets[changed], **changes)
-                    else:
-                        other = dataclasses.replace(settings, **changed)
-                    yield method, variant, file, other, base
+                for variant in presets:
+                    if variant != "default":
+                        other = dataclasses.replace(presets[variant], **changes)
+                        yield method, variant, file, other, base
 
 
 def file_hash(paths) -> str:
@@ -255,7 +265,7 @@ def run_reference(cell: Cell) -> Outcome:
         )
 
     results = {}
-    for kind in EVALUATION_SETS:
+    for kind in cell.config["evaluation"][0]:
         initial = evaluate.start_states(evaluate.starts(cell.scenario, kind))
         seeds = [on(initial, seed) for seed in range(cell.config["seeds"])]
         results[kind] = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
@@ -312,27 +322,45 @@ def build(file: str, config, base: Algorithm | None) -> Algorithm:
     return make_train(config, ENV, ENV.default_params, **layer)
 
 
-# Trained states of the last policy, on the host: the layers that wrap it follow.
-LAST_TRAINED: dict[Any, dict[int, Any]] = {}
-
-
 def train_batch(algorithm: Algorithm, training, cell: Cell, first: int):
-    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), and the seconds."""
+    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), and the seconds.
+
+    The policy that a layer wraps comes from `.cache/trained` if it is there.
+    """
     rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
     base_states = None
     if algorithm.base is not None:
-        key = (algorithm.base, cell.scenario, cell.dataset)
-        base_states = LAST_TRAINED.get(key, {}).get(first)
-        if base_states is None:  # of a run that was interrupted in between: trained again
-            base_states, _ = train_batch(algorithm.base, training, cell, first)
+        base_states, _ = trained(algorithm.base, training, cell, first)
     states, _, seconds = train_seeds(
         algorithm, training, rngs, algorithm.config.num_updates, base_states=base_states
     )
-    if algorithm.base is None:
-        key = (algorithm, cell.scenario, cell.dataset)
-        if key not in LAST_TRAINED:
-            LAST_TRAINED.clear()
-        LAST_TRAINED.setdefault(key, {})[first] = jax.device_get(states)
+    return states, seconds
+
+
+def trained(algorithm: Algorithm, training, cell: Cell, first: int):
+    """`train_batch` of a policy without a base, kept in a file without its optimiser's state."""
+    file = cell.algorithm_config.base if cell.base_config is not None else cell.method
+    parts = [
+        *(cell.config[name] for name in ("source", "constants", "versions", "backend")),
+        *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
+        dataclasses.asdict(algorithm.config),
+        file_hash([REPOSITORY / f"algos/{METHODS[file][0]}.py"]),
+        platform_key(),
+        first,
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    path = TRAINED / f"{digest}.msgpack"
+    rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
+    empty = jax.eval_shape(jax.vmap(algorithm.init, (0, None)), rngs, training)
+    empty = empty._replace(opt_state=())
+    if path.exists():
+        try:
+            return serialization.from_bytes(empty, path.read_bytes()), {"compile": 0.0, "run": 0.0}
+        except Exception:  # damaged, in one of many ways: trained again
+            path.unlink()
+    states, seconds = train_batch(algorithm, training, cell, first)
+    states = jax.device_get(states._replace(opt_state=()))
+    write_atomically(path, lambda out: out.write(serialization.to_bytes(states)))
     return states, seconds
 
 
@@ -348,12 +376,13 @@ def run_algorithm(cell: Cell) -> Outcome:
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
     starts = {
         kind: evaluate.start_states(evaluate.starts(cell.scenario, kind))
-        for kind in EVALUATION_SETS
+        for kind in cell.config["evaluation"][0]
     }
-    batches: dict[str, list[EpisodeMetrics]] = {kind: [] for kind in EVALUATION_SETS}
+    batches: dict[str, list[EpisodeMetrics]] = {kind: [] for kind in starts}
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
-        states, spent = train_batch(algorithm, training, cell, first)
+        train = train_batch if algorithm.base is not None else trained
+        states, spent = train(algorithm, training, cell, first)
         started = time.perf_counter()
         for kind, initial in starts.items():
             metrics = evaluate.evaluate_policies(
@@ -410,21 +439,28 @@ def to_rows(cell: Cell, kind: str, metrics: EpisodeMetrics) -> list[dict[str, An
 
 def provenance(cell: Cell, wall_time: dict[str, float]) -> dict[str, Any]:
     """How a cell was made."""
+    return {
+        "hash": cell.hash,
+        "config": cell.config,
+        "data_returns": data_returns(cell.scenario),
+        "wall_time_s": {name: round(seconds, 2) for name, seconds in wall_time.items()},
+        **software(),
+    }
+
+
+def software() -> dict[str, Any]:
+    """Commit, versions, hardware and date."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         commit = done.stdout.strip()
     except OSError:  # no git
         commit = ""
-    packages = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax", "numpy", "scipy")
+    packages = (*DECIDING_PACKAGES, "numpy", "scipy")
     return {
-        "hash": cell.hash,
-        "config": cell.config,
-        "data_returns": data_returns(cell.scenario),
         "commit": commit or "unknown",
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "hardware": hardware(),
-        "wall_time_s": {name: round(seconds, 2) for name, seconds in wall_time.items()},
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -484,10 +520,10 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
     folder = args.out / args.preset / args.suite
-    cells = plan_cells(SUITES[args.suite][args.preset], args.suite)
+    cells = plan_cells(SUITES[args.suite].presets[args.preset], args.suite)
     unknown = set(args.only) - {cell.method for cell in cells}
     if unknown:
-        allowed = ", ".join([*REFERENCES, *METHODS])
+        allowed = ", ".join(dict.fromkeys(cell.method for cell in cells))
         raise SystemExit(f"only = {', '.join(sorted(unknown))}; allowed: {allowed}.")
     cells = [cell for cell in cells if not args.only or cell.method in args.only]
     try:

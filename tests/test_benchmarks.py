@@ -191,20 +191,34 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
             run.main(run.Args("smoke", out=tmp_path, only=("zero",)))
 
 
-def test_a_layer_wraps_the_seeds_of_its_base_interrupted_or_not(smoke, tmp_path):
-    run.LAST_TRAINED.clear()  # as after an interruption between the two cells
-    run.main(run.Args("smoke", out=tmp_path, only=("bc+",)))
+def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path, monkeypatch):
     name = "smoke/leaderboard/startup-pi/bc+@default.csv"
+    monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")  # as on another machine
+    run.main(run.Args("smoke", out=tmp_path, only=("bc+",)))
     assert (tmp_path / name).read_bytes() == (smoke / name).read_bytes()
-    states = next(iter(run.LAST_TRAINED.values()))[0]
+    (kept,) = (tmp_path / "trained").iterdir()
     base = importlib.import_module("algos.bc")
     config = dataclasses.replace(base.PRESETS["default"], num_updates=20)
     keys = jax.vmap(jax.random.key)(np.arange(2))
     train = jax.jit(jax.vmap(base.make_train(config).train, (0, None)))
     alone, _ = train(keys, run.load_training_data("startup", "pi"))
+    (cell,) = (c for c in run.plan_cells(run.PRESETS["smoke"]) if c.method == "bc")
+    algorithm = run.build("bc", cell.algorithm_config, None)
+
+    def states():
+        return run.trained(algorithm, run.load_training_data("startup", "pi"), cell, 0)[0]
+
+    monkeypatch.setattr(run, "train_batch", lambda *arguments: pytest.fail("trained again"))
+    assert states().opt_state == ()
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states.params, alone.params
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states().params, alone.params
     )
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])  # a damaged file
+    states()
+    assert kept.read_bytes() == whole
 
 
 # --- The tables of arXiv 2507.22640 ---
@@ -220,6 +234,7 @@ def test_the_picnn_suite_covers_methods_variants_and_tracks():
     assert len({cell.hash for cell in cells}) == len(cells)
     trained = [cell for cell in cells if cell.algorithm_config is not None]
     assert all(cell.config["seeds"] >= 10 for cell in trained)
+    assert all(cell.config["evaluation"][0] == ("nominal", "wide") for cell in cells)
     for cell in trained:  # the same track below and above
         if cell.base_config is not None:
             assert cell.base_config.track == cell.algorithm_config.track
