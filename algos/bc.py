@@ -28,6 +28,7 @@ from algos.common import (
     Track,
     action_units,
     check_choice,
+    check_counts,
     command_line,
     policy_head,
     scan_updates,
@@ -70,6 +71,7 @@ def bc_loss(predicted, action):
 def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     """BC's pure functions; the environment is not needed."""
     check_choice("track", config.track, Track)
+    check_counts(config)
     network = MLP(config.hidden, ACTION_SIZE)
     learning_rate = config.learning_rate
     if config.cosine_decay:

@@ -62,6 +62,13 @@ def check_choice(name: str, value, choices) -> None:
         raise ValueError(f"{name} = {value!r}; allowed: {', '.join(get_args(choices))}.")
 
 
+def check_counts(config) -> None:
+    """`ValueError` naming a number of updates or a batch size below 1."""
+    for name in ("num_updates", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} = {getattr(config, name)}; allowed: 1 or more.")
+
+
 def track_obs(track: Track, obs):
     """The entries of observations (..., 9) that a track sees: (..., 9), or (..., 6).
 
@@ -216,12 +223,11 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         jax.random.key(0),
     )
     table = Table(title=f"{name} on {args.scenario} ({args.dataset}), 64 {args.starts} starts")
-    for column in ("seed", *curves, "score", "median", "P(violation)", "P(runaway)", "peak K"):
+    for column in ("seed", "score", "median", "P(violation)", "P(runaway)", "peak K"):
         table.add_column(column, justify="right")
     for seed in range(args.num_seeds):
         table.add_row(
             str(args.seed + seed),
-            *(f"{curve[seed, -1]:.3g}" for curve in curves.values()),
             f"{metrics.score[seed].mean():.1f}",
             f"{np.median(metrics.score[seed]):.1f}",
             f"{metrics.violated[seed].mean():.3f}",
@@ -229,6 +235,8 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
             f"{metrics.peak_temperature[seed].max():.1f}",
         )
     rich.print(table)
+    last = (f"{name} {curve[:, -1].mean():.3g}" for name, curve in curves.items())
+    rich.print(f"at the end, mean over seeds: {', '.join(last)}")
     with orbax.StandardCheckpointer() as checkpointer:
         checkpointer.save(out, states._asdict())
     rich.print(f"trained states: {out}")

@@ -33,6 +33,7 @@ from algos.common import (
     Track,
     action_units,
     check_choice,
+    check_counts,
     command_line,
     policy_head,
     scan_updates,
@@ -104,10 +105,15 @@ def negative_log_likelihood(mean, log_std, action):
 def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     """IQL's pure functions; the environment is not needed. `ValueError` for bad settings."""
     check_choice("track", config.track, Track)
+    check_counts(config)
     if not 0.0 < config.expectile < 1.0:
         raise ValueError(f"expectile = {config.expectile}; allowed: above 0, below 1.")
     if not 0.0 <= config.discount < 1.0:
         raise ValueError(f"discount = {config.discount}; allowed: 0 or more, below 1.")
+    if not config.temperature >= 0.0:
+        raise ValueError(f"temperature = {config.temperature}; allowed: 0 or more.")
+    if not config.max_weight > 0.0:
+        raise ValueError(f"max_weight = {config.max_weight}; allowed: above 0.")
     actor, scalar = MLP(config.hidden, ACTION_SIZE), MLP(config.hidden, 1)
     learning_rate = config.learning_rate
     if config.cosine_decay:

@@ -40,6 +40,7 @@ from algos.common import (
     Track,
     action_units,
     check_choice,
+    check_counts,
     command_line,
     scan_updates,
     track_obs,
@@ -183,6 +184,7 @@ def cost_targets(tracking_cost, ends, target: Target, discount: float, num_steps
     """
     if target == "one_step":
         return tracking_cost
+    ends = jnp.asarray(ends).at[-1].set(True)  # whatever the data say
 
     if target == "discounted":
 
@@ -291,6 +293,7 @@ def check(config: Config, base: Algorithm) -> None:
         ("correction", Correction),
     ):
         check_choice(name, getattr(config, name), choices)
+    check_counts(config)
     if config.activation not in CONVEX_ACTIVATIONS:
         raise ValueError(
             f"activation = {config.activation!r} is not known to be convex and non-decreasing, "

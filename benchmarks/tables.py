@@ -73,16 +73,13 @@ def read_results(folder: Path) -> pd.DataFrame:
         if not path.with_suffix(".json").exists():
             continue  # being written
         frame = pd.read_csv(path)
-        missing = {"seed", "starts", "score", "score_std", "violated", "runaway"} - set(
-            frame.columns
-        )
+        missing = {"seed", "starts", "score", "violated", "runaway"} - set(frame.columns)
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}.")
         scenario, dataset = path.parent.name.split("-")
         method, variant = path.stem.split("@")
         info = json.loads(path.with_suffix(".json").read_text())
-        if "data_returns" not in info:
-            raise ValueError(f"{path}: its .json is of an older version; run the benchmark again.")
+        low, high = info.get("data_returns", (np.nan, np.nan))
         frames.append(
             frame.assign(
                 scenario=scenario,
@@ -90,8 +87,8 @@ def read_results(folder: Path) -> pd.DataFrame:
                 method=method,
                 variant=variant,
                 hash=info["hash"],
-                data_low=info["data_returns"][0],
-                data_high=info["data_returns"][1],
+                data_low=low,
+                data_high=high,
                 hardware=info["hardware"],
                 jax=info["versions"]["jax"],
                 commit=info["commit"],

@@ -12,7 +12,7 @@ import orbax.checkpoint as orbax
 import pytest
 
 import polycstr_jax
-from algos import bc, common
+from algos import bc, common, iql
 from algos.common import scan_updates
 from polycstr_jax.data import Normaliser, TrainingData
 
@@ -23,6 +23,20 @@ NAMES = sorted(
     if path.stem not in SHARED
 )
 NUM_TRANSITIONS = 400
+SMALL = {"hidden": (16, 16), "batch_size": 32}
+SMALL_BASE = bc.Config(**SMALL, num_updates=20)
+
+
+def settings(name):
+    """Names of the fields of an algorithm's configuration."""
+    return {field.name for field in dataclasses.fields(module_of(name).Config)}
+
+
+def module_of(name):
+    return importlib.import_module(f"algos.{name}")
+
+
+LAYERS = [name for name in NAMES if "base" in settings(name)]
 
 
 def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
@@ -30,9 +44,10 @@ def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
     key_obs, key_next = jax.random.split(jax.random.key(7))
     obs = jax.random.normal(key_obs, (NUM_TRANSITIONS, 9))
     column = jnp.linspace(-1.0, 0.0, NUM_TRANSITIONS)
+    action = policy(obs)
     return TrainingData(
         obs=obs,
-        action=policy(obs),
+        action=action,
         reward=column,
         cost=(column > -0.2).astype(jnp.float32),
         constraint=column,
@@ -45,6 +60,8 @@ def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
             obs_std=jnp.full(9, 3.0),
             action_mean=jnp.full(2, 0.1),
             action_std=jnp.full(2, 0.5),
+            action_low=action.min(axis=0),
+            action_high=action.max(axis=0),
             reward_std=jnp.ones(()),
         ),
     )
@@ -55,17 +72,37 @@ def data():
     return synthetic_data()
 
 
+def small_algorithm(name):
+    """Module, small configuration, and functions; of a layer, around a small BC."""
+    module = module_of(name)
+    small = {k: v for k, v in {**SMALL, "num_updates": 100}.items() if k in settings(name)}
+    config = dataclasses.replace(module.PRESETS["default"], **small)
+    env, params = polycstr_jax.make("startup")
+    around = {"base": bc.make_train(SMALL_BASE)} if name in LAYERS else {}
+    return module, config, module.make_train(config, env, params, **around)
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def algorithm(request):
-    """Module, small configuration, and functions of one algorithm."""
-    module = importlib.import_module(f"algos.{request.param}")
-    small = {"hidden": (16, 16), "batch_size": 32, "num_updates": 100}
-    fields = {field.name for field in dataclasses.fields(module.Config)}
-    config = dataclasses.replace(
-        module.PRESETS["default"], **{k: v for k, v in small.items() if k in fields}
-    )
-    env, params = polycstr_jax.make("startup")
-    return module, config, module.make_train(config, env, params)
+    return small_algorithm(request.param)
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def layer(request):
+    return small_algorithm(request.param)
+
+
+def initial_state(functions, rng, data):
+    """Before the first update; of a layer, around a base before its first."""
+    if functions.base is None:
+        return functions.init(rng, data)
+    return functions.init(rng, data, initial_state(functions.base, rng, data))
+
+
+def actions(functions, state, obs):
+    """Of standardised observations (N, 9)."""
+    act = functions.policy(state)
+    return jax.jit(jax.vmap(lambda o: act(5.0 + 3.0 * o, jax.random.key(0))))(obs)
 
 
 def same_bytes(a, b):
@@ -74,12 +111,13 @@ def same_bytes(a, b):
     )
 
 
-def test_there_is_an_algorithm():
-    assert "bc" in NAMES
+def test_every_algorithm_is_held_to_the_contract():
+    assert {"bc", "iql", "picnn"} <= set(NAMES)
 
 
 def test_configuration_is_frozen_hashable_and_explained(algorithm):
-    module, config, _ = algorithm
+    module, config, functions = algorithm
+    assert functions.config is config
     assert hash(config) == hash(dataclasses.replace(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_updates = 3
@@ -99,7 +137,7 @@ def test_same_key_same_bytes_and_other_key_other_result(algorithm, data):
 def test_running_in_chunks_equals_running_in_one_go(algorithm, data):
     _, _, functions = algorithm
     run = jax.jit(functions.run, static_argnums=3)
-    start = functions.init(jax.random.key(0), data)
+    start = initial_state(functions, jax.random.key(0), data)
     whole, _ = run(start, data, jax.random.key(1), 9)
     part, _ = run(start, data, jax.random.key(1), 4)
     part, _ = run(part, data, jax.random.key(1), 5)
@@ -110,15 +148,11 @@ def test_vmapped_seeds_stay_close_to_single_ones_over_100_updates(algorithm, dat
     _, config, functions = algorithm
     keys = jax.random.split(jax.random.key(3), 3)
     vmapped, metrics = jax.jit(jax.vmap(functions.train, (0, None)))(keys, data)
-    obs = 5.0 + 3.0 * data.obs[:50]
-
-    def actions(state):
-        return jax.vmap(lambda o: functions.policy(state)(o, jax.random.key(0)))(obs)
-
     for n in range(3):
         single, _ = jax.jit(functions.train)(keys[n], data)
         lane = jax.tree.map(lambda x, n=n: x[n], vmapped)
-        np.testing.assert_allclose(actions(single), actions(lane), atol=1e-3)
+        one, other = (actions(functions, state, data.obs[:50]) for state in (single, lane))
+        np.testing.assert_allclose(one, other, atol=1e-3)
     assert int(vmapped.step[0]) == config.num_updates
     for name, values in metrics.items():
         assert values.shape == (3,) and np.all(np.isfinite(values)), name
@@ -133,8 +167,8 @@ def test_data_are_an_argument_and_nothing_calls_back(algorithm, data):
 
 def test_policy_maps_raw_observations_into_the_action_box(algorithm, data):
     _, _, functions = algorithm
-    state = functions.init(jax.random.key(0), data)
-    act = functions.policy(state)
+    state = initial_state(functions, jax.random.key(0), data)
+    act = jax.jit(functions.policy(state))
     for obs in (jnp.zeros(9), jnp.full(9, 1e6), 5.0 + 3.0 * data.obs[0]):
         action = act(obs, jax.random.key(1))
         assert action.shape == (2,)
@@ -148,8 +182,15 @@ def test_seeds_trained_under_a_progress_bar_are_those_of_train(algorithm, data):
         functions, data, keys, config.num_updates, num_chunks=3
     )
     expected, _ = jax.jit(jax.vmap(functions.train, (0, None)))(keys, data)
+
+    def learned(state):
+        base = [] if functions.base is None else [state.base.params]
+        return [state.params, *base]
+
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), states.params, expected.params
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        learned(states),
+        learned(expected),
     )
     assert all(curve.shape == (2, 3) for curve in curves.values())
     assert seconds["compile"] > 0.0 and seconds["run"] > 0.0
@@ -159,6 +200,8 @@ def test_seeds_trained_under_a_progress_bar_are_those_of_train(algorithm, data):
 
 def test_the_file_runs_alone_and_its_states_come_back(algorithm, tmp_path, monkeypatch, capsys):
     module, *_ = algorithm
+    monkeypatch.setitem(bc.PRESETS, "default", SMALL_BASE)  # the base of a layer, in no time
+    monkeypatch.setenv("COLUMNS", "200")  # the whole table
     name = module.__name__.rpartition(".")[2]
     out = tmp_path / "trained"
     arguments = [name, "--num-seeds", "2", "--num-updates", "3", "--out", str(out)]
@@ -179,6 +222,88 @@ def test_the_file_runs_alone_and_its_states_come_back(algorithm, tmp_path, monke
         monkeypatch.setattr("sys.argv", [name, "--out", str(tmp_path / "other"), *bad])
         with pytest.raises(SystemExit, match=message):
             common.command_line(name, module.PRESETS, module.make_train)
+
+
+# --- Layers around another algorithm ---
+
+
+def test_there_is_a_layer():
+    assert "picnn" in LAYERS
+
+
+def test_a_layer_wraps_the_policy_that_its_base_is_alone(layer, data):
+    _, _, functions = layer
+    key = jax.random.key(2)
+    wrapped = jax.jit(functions.train)(key, data)[0].base
+    alone, _ = jax.jit(functions.base.train)(key, data)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), wrapped.params, alone.params
+    )
+
+
+def test_a_layer_leaves_the_base_states_it_is_given_as_they_were(layer, data):
+    _, config, functions = layer
+    keys = jax.random.split(jax.random.key(5), 2)
+    given = jax.jit(jax.vmap(functions.base.train, (0, None)))(keys, data)[0]
+    before = jax.device_get(given)
+    states, _, _ = common.train_seeds(
+        functions, data, keys, config.num_updates, num_chunks=2, base_states=given
+    )
+    assert same_bytes(given, before)
+    assert same_bytes(states.base, before)
+
+
+# --- Tracks ---
+
+TRACKED = pytest.mark.parametrize("module", [bc, iql], ids=["bc", "iql"])
+
+
+def wide_awake(module, track, data):
+    """Functions, and an untrained state whose outputs reach beyond any limit of the actions."""
+    functions = module.make_train(module.Config(hidden=(), track=track))
+    state = functions.init(jax.random.key(0), data)
+    return functions, state._replace(params=jax.tree.map(lambda x: 10.0 * x, state.params))
+
+
+@TRACKED
+@pytest.mark.parametrize("track", ["default", "published"])
+def test_only_the_default_track_sees_monomer_initiator_and_radicals(module, track, data):
+    functions = module.make_train(module.Config(**SMALL, num_updates=20, track=track))
+    state, _ = jax.jit(functions.train)(jax.random.key(0), data)
+    obs = data.obs[:20]
+    plain = actions(functions, state, obs)
+    assert np.all(np.abs(plain) <= 1.0)
+    other_air = actions(functions, state, obs.at[:, :3].add(1.0))  # A, I, R
+    other_pt = actions(functions, state, obs.at[:, 3:].add(1.0))
+    assert np.all(np.any(plain != other_pt, axis=1))
+    if track == "published":
+        np.testing.assert_array_equal(plain, other_air)
+    else:
+        assert np.all(np.any(plain != other_air, axis=1))
+
+
+@TRACKED
+def test_published_actions_fill_the_range_of_the_data_and_no_more(module, data):
+    low, high = jnp.asarray([-0.9, -0.2]), jnp.asarray([1.0, 0.1])
+    ranged = data._replace(normaliser=data.normaliser._replace(action_low=low, action_high=high))
+    functions, state = wide_awake(module, "published", ranged)
+    chosen = actions(functions, state, data.obs)
+    np.testing.assert_allclose(chosen.min(axis=0), low, atol=1e-5)
+    np.testing.assert_allclose(chosen.max(axis=0), high, atol=1e-5)
+
+
+@TRACKED
+def test_default_actions_end_at_the_box_and_not_at_the_range_of_the_data(module, data):
+    functions, state = wide_awake(module, "default", data)
+    chosen = actions(functions, state, data.obs)
+    np.testing.assert_array_equal(chosen.min(axis=0), -1.0)
+    np.testing.assert_array_equal(chosen.max(axis=0), 1.0)
+
+
+@TRACKED
+def test_an_unknown_track_is_refused(module):
+    with pytest.raises(ValueError, match=r"^track = 'x'; allowed: default, published\.$"):
+        module.make_train(module.Config(track="x"))
 
 
 # --- Shared pieces ---
@@ -216,16 +341,20 @@ def test_bc_loss_is_the_squared_distance():
     np.testing.assert_allclose(gradient, 2.0 * (predicted - action) / 4)
 
 
-def test_bc_recovers_a_known_policy():
-    data = synthetic_data()
-    config = bc.Config(hidden=(64, 64), num_updates=3_000, batch_size=64, learning_rate=1e-3)
+@pytest.mark.parametrize("track", ["default", "published"])
+def test_bc_recovers_a_known_policy(track):
+    def behaviour(obs):
+        return 0.3 + 0.6 * jnp.tanh(obs[:, 3:5])  # of what both tracks see
+
+    data = synthetic_data(behaviour)
+    config = bc.Config(
+        hidden=(64, 64), num_updates=3_000, batch_size=64, learning_rate=1e-3, track=track
+    )
     functions = bc.make_train(config)
     state, _ = jax.jit(functions.train)(jax.random.key(0), data)
     obs = jax.random.normal(jax.random.key(99), (200, 9))  # not in the data
-    predicted = jax.vmap(lambda o: functions.policy(state)(5.0 + 3.0 * o, jax.random.key(0)))(obs)
-    error = jnp.sqrt(jnp.mean((predicted - jnp.tanh(obs[:, :2])) ** 2))
-    spread = jnp.std(jnp.tanh(obs[:, :2]))
-    assert float(error) < 0.35 * float(spread)
+    error = actions(functions, state, obs) - behaviour(obs)
+    assert float(jnp.sqrt(jnp.mean(error**2))) < 0.35 * float(jnp.std(behaviour(obs)))
 
 
 def test_bc_ignores_reward_and_cost():
