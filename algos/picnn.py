@@ -97,9 +97,9 @@ class Config:
 
 PRESETS = {  # the others are comparisons, each with its own best K, eta and gate
     "default": Config(),
-    "one-step": Config(target="one_step"),
-    "linear": Config(state_path="linear"),
-    "nn": Config(model="nn"),
+    "one-step": Config(target="one_step", num_steps=5, eta=0.1),
+    "linear": Config(state_path="linear", num_steps=1),
+    "nn": Config(model="nn", num_steps=1, eta=1.0),
     "paper": Config(target="one_step", precondition=False, eta=1e-5, gate=0.0),
 }
 
