@@ -24,7 +24,6 @@ import torch
 from d3rlpy.dataset import Episode, InfiniteBuffer, ReplayBuffer, TransitionMiniBatch
 
 WARM_UP = 20  # updates before a time is taken
-SPEED_REPEATS, SPEED_SECONDS = 5, 20.0  # no further repeat after so many seconds
 
 
 def replay_buffer(data) -> ReplayBuffer:
@@ -119,15 +118,13 @@ def networks(algorithm):
 
 
 def train(folder, seed):
-    """Arrays of one trained seed, and the seconds that its updates took."""
+    """Arrays of one trained seed."""
     job, data = read(folder)
     torch.set_num_threads(1)
     d3rlpy.seed(seed)
     buffer, algorithm = replay_buffer(data), make_algorithm(job)
-    started = time.perf_counter()
     fit(algorithm, buffer, job["num_updates"])
-    seconds = time.perf_counter() - started
-    return networks(algorithm) | {"probe": algorithm.predict(data["probe"])}, seconds
+    return networks(algorithm) | {"probe": algorithm.predict(data["probe"])}
 
 
 def steps(folder, job):
@@ -139,11 +136,15 @@ def steps(folder, job):
     d3rlpy.seed(0)
     buffer, algorithm = replay_buffer(data), make_algorithm(job)
     algorithm.create_impl(data["observations"].shape[1:], data["actions"].shape[1])
-    states = [networks(algorithm)]
+
+    def state():
+        return networks(algorithm) | {"probe": algorithm.predict(data["probe"])}
+
+    states = [state()]
     for row in job["rows"]:
         transition = buffer.transition_picker(*buffer.buffer[row])
         algorithm.update(TransitionMiniBatch.from_transitions([transition]))
-    states.append(networks(algorithm))
+    states.append(state())
     save(folder, states)
     return {}
 
@@ -151,16 +152,12 @@ def steps(folder, job):
 def train_all(folder, job):
     """All seeds, one process with one thread a core; writes networks.npz."""
     spawn = multiprocessing.get_context("spawn")
-    started = time.perf_counter()
     with concurrent.futures.ProcessPoolExecutor(
         min(num_cores(), len(job["seeds"])), spawn, initializer=quiet
     ) as pool:
         found = list(pool.map(train, [folder] * len(job["seeds"]), job["seeds"]))
-    save(folder, [arrays for arrays, _ in found])
-    return {
-        "wall_seconds": time.perf_counter() - started,
-        "seconds_per_update": [seconds / job["num_updates"] for _, seconds in found],
-    }
+    save(folder, found)
+    return {}
 
 
 def speed(folder, job):
@@ -186,21 +183,18 @@ def speed(folder, job):
         rows.append(
             {
                 "threads": threads,
-                "fit": job["speed_updates"] / fastest(fitting),
-                "update": job["speed_updates"] / fastest(updates),
+                "fit": job["speed_updates"] / seconds_of(fitting),
+                "update": job["speed_updates"] / seconds_of(updates),
             }
         )
     return {"speed": rows}
 
 
-def fastest(function):
-    """Seconds of the fastest call."""
-    times, started = [], time.perf_counter()
-    while len(times) < SPEED_REPEATS and time.perf_counter() - started < SPEED_SECONDS:
-        before = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - before)
-    return min(times)
+def seconds_of(function):
+    """Seconds of one call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def num_cores():
