@@ -1,6 +1,7 @@
 """What the correction layer of arXiv 2507.22640 does, and why: diagnostics, tuning, figures.
 
     python -m benchmarks.picnn
+    python -m benchmarks.picnn --only surface    # the synthetic surface alone: surface.json and .md
 
 Trains BC, IQL and the cost models for a few seeds on each scenario and writes
 `<out>/diagnostics.json` and `.md`, and figures `picnn-*.png`:
@@ -90,6 +91,7 @@ class Args:
     out: Path = Path("results/picnn")
     figures: Path = Path("docs/figures")
     num_seeds: int = 4
+    only: Literal["surface"] | None = None
     scenarios: tuple[Literal["startup", "grade_down", "grade_up"], ...] = tuple(SCENARIOS)
 
 
@@ -652,11 +654,11 @@ def figure_stress(stress):
 # --- All of it ---
 
 
-def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
-    """Write the report as JSON and its tables as Markdown."""
+def write_report(folder: Path, name: str, report: dict[str, Any], title: str, text: str) -> None:
+    """Write the report as `<name>.json`, and its tables as `<name>.md`."""
     content = json.dumps(report, indent=1, sort_keys=True) + "\n"
-    write_atomically(folder / "diagnostics.json", lambda file: file.write(content.encode()))
-    parts = ["# Diagnostics of the correction layer", text]
+    write_atomically(folder / f"{name}.json", lambda file: file.write(content.encode()))
+    parts = [f"# {title}", text]
     for title, rows in report["tables"].items():
         frame = pd.DataFrame(rows)
         columns = {
@@ -664,8 +666,8 @@ def write_report(folder: Path, report: dict[str, Any], text: str) -> None:
         }
         parts += [f"## {title}", markdown_table(frame, columns)]
     markdown = "\n\n".join(parts) + "\n"
-    write_atomically(folder / "diagnostics.md", lambda file: file.write(markdown.encode()))
-    rich.print(f"written: {folder}")
+    write_atomically(folder / f"{name}.md", lambda file: file.write(markdown.encode()))
+    rich.print(f"written: {folder / name}.md")
 
 
 def train_all(methods, num_seeds: int, scenarios, say):
@@ -748,9 +750,6 @@ def diagnose(methods, bases, models, figures: Path, scenarios) -> dict[str, list
         "Hessian in the action, standardised cost and action": hessians,
         "Gradient along IQL's episodes, standardised cost and action": courses,
         "Correction along IQL's episodes, PICNN, discounted target": list(quality.values()),
-        "A surface that is not convex: |a - m|^2 + amplitude cos(pi a1) cos(pi a2)": (
-            synthetic_surface()
-        ),
     }
 
 
@@ -797,6 +796,18 @@ def roll_out(methods, bases, models, figures: Path, scenarios):
     return stress
 
 
+def write_surface(folder: Path, provenance: dict[str, Any]) -> None:
+    """What convexity costs on a surface that is not convex, surface.json and .md."""
+    rows = synthetic_surface()
+    text = (
+        f"`python -m benchmarks.picnn --only surface`; {provenance['hardware']}; jax "
+        f"{provenance['versions']['jax']}; {provenance['date']}. Seed 0."
+    )
+    tables = {"f = |a - m(s)|^2 + amplitude cos(pi a1) cos(pi a2)": rows}
+    report = {"provenance": provenance, "tables": tables}
+    write_report(folder, "surface", report, "A surface that is not convex", text)
+
+
 def main(args: Args) -> None:
     if args.num_seeds < 1:
         raise SystemExit(f"num-seeds = {args.num_seeds}; allowed: 1 or more.")
@@ -811,6 +822,9 @@ def main(args: Args) -> None:
         rich.print(f"[{time.perf_counter() - started:5.0f} s] {text}")
 
     provenance = software()
+    write_surface(args.out, provenance)
+    if args.only == "surface":
+        return
     scenarios = args.scenarios
     methods = {}
     for name, module in BASES.items():
@@ -863,7 +877,7 @@ def main(args: Args) -> None:
         f"{provenance['hardware']}; jax {provenance['versions']['jax']}; {provenance['date']}; "
         f"{(time.perf_counter() - started) / 60:.0f} minutes."
     )
-    write_report(args.out, report, text)
+    write_report(args.out, "diagnostics", report, "Diagnostics of the correction layer", text)
 
 
 if __name__ == "__main__":
