@@ -9,6 +9,10 @@ against the actions that d3rlpy itself answered, and rolled out from the 64 nomi
 ours. d3rlpy's policy has a tanh head and actions in [-1, 1]: `published` is the track on which
 both are the same algorithm. Then updates/s, both libraries in turns. Everything runs on the CPU.
 Writes `peers.json` and `peers.md`.
+
+Two checks say where a difference comes from (`--only checks` makes them anew and keeps the rest):
+updates of both libraries from the same weights on the same transitions, and our algorithm from
+first weights drawn as PyTorch draws them.
 """
 
 import dataclasses
@@ -47,6 +51,7 @@ NUM_PROBES = 64  # observations on which both libraries' forward passes are comp
 PROBE_TOLERANCE = 1e-5  # of the network's output in [-1, 1]
 NUM_STEPS = 100  # updates that both libraries make from the same weights
 PEER_LOG_STD = -1.5  # d3rlpy's before training: the middle of its range
+FIRST_WEIGHTS = "ours, PyTorch's first weights"
 SPEED_TURNS = 5  # of both libraries
 SPEED_UPDATES = {"d3rlpy": 200, "ours": 2_000}  # timed in a turn
 SPEED_SEEDS = (1, 8)  # of ours, trained together
@@ -59,6 +64,7 @@ class Args:
     scenarios: tuple[Literal["startup", "grade_down", "grade_up"], ...] = SCENARIOS
     num_seeds: int = 8  # of each; fewer than 8 give no intervals
     num_updates: int | None = None  # of both methods; what our configurations say if None
+    only: Literal["checks"] | None = None  # the rest is kept as it is in out
     out: Path = Path("results/peers")  # folder
     peer_python: Path = Path(".venv-peers/bin/python")  # made by `make peers`
 
@@ -76,6 +82,8 @@ def check(args: Args) -> None:
             f"peer-python = {args.peer_python} does not exist; `make peers` makes it, or name a "
             "Python that has d3rlpy."
         )
+    if args.only and not (args.out / "peers.json").exists():
+        raise SystemExit(f"only = {args.only}: {args.out} holds no peers.json to add it to.")
     try:
         check_writable(args.out)
     except OSError as error:
@@ -203,11 +211,11 @@ def load_states(method: str, algorithm: Algorithm, training: TrainingData, probe
 # --- What is compared ---
 
 
-def compare_steps(peer_python: Path, method: str, config, training, probes) -> float:
+def compare_steps(peer_python: Path, method: str, config, training, probes) -> dict[str, float]:
     """The same weights, updated by both libraries on the same transitions, one at a time.
 
-    The largest difference between weights afterwards, as a share of the largest change of a
-    weight of the same network. Our sampling has no choice: its data is that one transition.
+    For each network the largest difference between weights afterwards, as a share of the largest
+    change of a weight. Our sampling has no choice: its data is that one transition.
     """
     config = dataclasses.replace(config, num_updates=NUM_STEPS)
     algorithm = METHODS[method].make_train(config)
@@ -225,10 +233,35 @@ def compare_steps(peer_python: Path, method: str, config, training, probes) -> f
         return max(float(jnp.abs(a - b).max()) for a, b in zip(x, y, strict=True))
 
     def networks(params):
-        return (params.policy, params.value, params.critic) if method == "iql" else (params,)
+        if method == "bc":
+            return {"policy": params}
+        return {"policy": params.policy, "V": params.value, "Q": params.critic}
 
-    triples = zip(*(networks(x) for x in (before, theirs, state.params)), strict=True)
-    return max(largest(ours, peer) / largest(peer, first) for first, peer, ours in triples)
+    first, peer, ours = (networks(x) for x in (before, theirs, state.params))
+    return {
+        name: largest(ours[name], peer[name]) / largest(peer[name], first[name]) for name in peer
+    }
+
+
+def from_pytorchs_weights(method: str, algorithm: Algorithm) -> Algorithm:
+    """The algorithm, but weights and biases are first U(-1, 1) / sqrt(inputs), as PyTorch's."""
+
+    def init(rng, training):
+        rng, draw = jax.random.split(rng)
+        state = algorithm.init(rng, training)
+        leaves, structure = jax.tree.flatten_with_path(state.params)
+        sizes = {path[:-1]: x.shape[-2] for path, x in leaves if "kernel" in str(path[-1])}
+        keys = jax.random.split(draw, len(leaves))
+        drawn = [
+            jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0) / np.sqrt(sizes[path[:-1]])
+            if path[:-1] in sizes
+            else jnp.full_like(x, PEER_LOG_STD)
+            for key, (path, x) in zip(keys, leaves, strict=True)
+        ]
+        state = state._replace(params=jax.tree.unflatten(structure, drawn))
+        return state._replace(target_critic=state.params.critic) if method == "iql" else state
+
+    return algorithm._replace(init=init)
 
 
 def measure(algorithm: Algorithm, states, scenario: str) -> dict[str, Any]:
@@ -282,9 +315,21 @@ def compare_scores(args: Args, scenario: str, method: str, config) -> dict[str, 
     rngs = jax.vmap(jax.random.key)(np.arange(args.num_seeds))
     states, _, _ = train_seeds(algorithm, training, rngs, config.num_updates)
     ours = measure(algorithm, states, scenario)
-    steps = compare_steps(args.peer_python, method, config, training, probes)
-    names = {"scenario": scenario, "method": method, "steps": steps}
+    names = {"scenario": scenario, "method": method}
     return names | {"d3rlpy": peer, "ours": ours} | agreement(peer, ours)
+
+
+def make_checks(args: Args, cell: dict[str, Any], config) -> dict[str, Any]:
+    """The two checks of a cell."""
+    scenario, method = cell["scenario"], cell["method"]
+    training, probes = load_set(scenario)
+    algorithm = from_pytorchs_weights(method, METHODS[method].make_train(config))
+    rich.print(f"{scenario} {method}: checks")
+    rngs = jax.vmap(jax.random.key)(np.arange(args.num_seeds))
+    states, _, _ = train_seeds(algorithm, training, rngs, config.num_updates)
+    found = measure(algorithm, states, scenario)
+    steps = compare_steps(args.peer_python, method, config, training, probes)
+    return {"steps": steps, FIRST_WEIGHTS: found | agreement(cell["d3rlpy"], found)}
 
 
 def compare_speed(args: Args, method: str, config) -> list[dict[str, Any]]:
@@ -335,6 +380,7 @@ def markdown(found: dict[str, Any]) -> str:
         return f"{x['value']:,.1f}{bounds}"
 
     made, config = found["provenance"], found["config"]
+    checks, nothing = found["checks_provenance"], {"agree": None, "p": None}
     rows = [
         {
             "scenario": cell["scenario"],
@@ -346,12 +392,18 @@ def markdown(found: dict[str, Any]) -> str:
             "worst seed": f"{cell[name]['worst_seed']:,.1f}",
             "P(violation)": f"{cell[name]['violated']:.3f}",
             "P(runaway)": f"{cell[name]['runaway']:.3f}",
-            "agree": {True: "yes", False: "no", None: "-"}[cell["agree"]],
-            "p": "-" if cell["p"] is None else f"{cell['p']:.2f}",
-            "100 updates": f"{cell['steps']:.0e}",
+            "agrees with d3rlpy": {True: "yes", False: "no", None: "-"}[agrees[name]["agree"]],
+            "p": "-" if agrees[name]["p"] is None else f"{agrees[name]['p']:.3f}",
         }
         for cell in found["cells"]
-        for name in ("d3rlpy", "ours")
+        for agrees in [{"d3rlpy": nothing, "ours": cell, FIRST_WEIGHTS: cell[FIRST_WEIGHTS]}]
+        for name in agrees
+    ]
+    steps = [
+        {"scenario": cell["scenario"], "method": cell["method"]}
+        | {name: f"{cell['steps'][name]:.0e}" if name in cell["steps"] else "-" for name in "VQ"}
+        | {"policy": f"{cell['steps']['policy']:.0e}"}
+        for cell in found["cells"]
     ]
     speed = [
         {name: ratios(x) if isinstance(x, list) else x for name, x in row.items()}
@@ -363,15 +415,18 @@ def markdown(found: dict[str, Any]) -> str:
         f"{made['versions']['jax']}, d3rlpy {made['peer_versions']['d3rlpy']}, torch "
         f"{made['peer_versions']['torch']}. Data `pi`, track `published`, {config['num_seeds']} "
         "seeds of each, 64 nominal starts, limit 356 K, 200 intervals.",
-        "*Brackets*: 95 % bootstrap interval over seeds. *agree*: each mean lies in the other's "
-        "interval. *p*: Mann-Whitney test of the seeds' scores. *100 updates*: both from the same "
-        "weights, on the same transitions, the largest difference of a weight afterwards as a "
-        "share of the largest change.",
+        "*Brackets*: 95 % bootstrap interval over seeds. *agrees*: each mean lies in the other's "
+        "interval. *p*: Mann-Whitney test of the seeds' scores against d3rlpy's.",
     ]
     if config["num_updates"]:
         parts.append(f"**{config['num_updates']} updates: the numbers mean nothing.**")
     parts += [
         markdown_table(pd.DataFrame(rows), dict.fromkeys(rows[0], "{}")),
+        f"## {NUM_STEPS} updates from the same weights",
+        "Both libraries, the same transitions, one at a time: the largest difference of a weight "
+        f"afterwards as a share of the largest change. These and {FIRST_WEIGHTS}: "
+        f"`{made['command']} --only checks`, {checks['date']}, commit {checks['commit']}.",
+        markdown_table(pd.DataFrame(steps), dict.fromkeys(steps[0], "{}")),
         "## Updates a second",
         f"{SPEED_TURNS} turns, d3rlpy first: the fastest of each, and the median ratio to d3rlpy "
         "in the same turn (least to largest). 2 x 256, batch 256. *fit* is d3rlpy's training "
@@ -409,13 +464,19 @@ def main(args: Args) -> None:
         config = dataclasses.replace(file.PRESETS["default"], track=TRACK)
         num_updates = args.num_updates or config.num_updates
         configs[method] = dataclasses.replace(config, num_updates=num_updates)
-    found = {
-        "provenance": software() | versions,
-        "config": {"num_seeds": args.num_seeds, "num_updates": args.num_updates}
-        | {method: dataclasses.asdict(config) for method, config in configs.items()},
-        "speed": [row for x in configs.items() for row in compare_speed(args, *x)],
-        "cells": [compare_scores(args, s, *x) for s in args.scenarios for x in configs.items()],
-    }
+    if args.only:
+        found = json.loads((args.out / "peers.json").read_text())
+    else:
+        found = {
+            "provenance": software() | versions,
+            "config": {"num_seeds": args.num_seeds, "num_updates": args.num_updates}
+            | {method: dataclasses.asdict(config) for method, config in configs.items()},
+            "speed": [row for x in configs.items() for row in compare_speed(args, *x)],
+            "cells": [compare_scores(args, s, *x) for s in args.scenarios for x in configs.items()],
+        }
+    found["checks_provenance"] = software()
+    for cell in found["cells"]:
+        cell |= make_checks(args, cell, configs[cell["method"]])
     found = jax.tree.map(lambda x: None if isinstance(x, float) and np.isnan(x) else x, found)
     text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(args.out / "peers.json", lambda file: file.write(text.encode()))

@@ -2,15 +2,19 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from algos import bc, iql
+from algos.common import action_units
 from benchmarks import peers
 from polycstr_jax import data
 
@@ -129,6 +133,88 @@ def test_a_peers_weights_answer_like_the_peer(sets, stand_in):
         peers.load_states("bc", algorithm, training, probes, narrow)
 
 
+def as_peer(params, name):
+    """Our `MLP`'s parameters as the peer would hand them over, one seed."""
+    layers = params["params"]
+    arrays = {}
+    for i in range(len(layers)):
+        arrays[f"{name}_weight_{i}"] = np.asarray(layers[f"Dense_{i}"]["kernel"]).T
+        arrays[f"{name}_bias_{i}"] = np.asarray(layers[f"Dense_{i}"]["bias"])
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answers(algorithm, state, obs):
+    return jax.vmap(lambda x: algorithm.policy(state)(x, jax.random.key(0)))(obs)
+
+
+@pytest.mark.parametrize("method", ["bc", "iql"])
+@pytest.mark.parametrize("late", [0, 1])
+def test_equal_updates_are_found_equal_and_a_missing_one_is_not(method, late, sets, monkeypatch):
+    """A peer that makes our own updates, on the transitions that it was told."""
+    raw, training = sets
+    probes = raw.obs[peers.probe_rows(800)]
+    monkeypatch.setattr(peers, "NUM_STEPS", 5)
+
+    def run_peer(_, task, method, settings, training, rows):
+        assert task == "steps" and len(rows) == 5 and settings.num_updates == 5
+        algorithm = peers.METHODS[method].make_train(settings)
+        state = jax.jit(algorithm.init)(jax.random.key(3), training)
+        update = jax.jit(lambda state, one: algorithm.run(state, one, jax.random.key(0), 1)[0])
+        if method == "iql":
+            log_std = jnp.full_like(state.params.log_std, peers.PEER_LOG_STD)
+            state = state._replace(params=state.params._replace(log_std=log_std))
+        shift, scale = action_units("published", training.normaliser)
+        states = []
+        for row in [None, *rows[late:]]:
+            if row is not None:
+                one = training.transitions(lambda x, row=row: x[row : row + 1])
+                state = update(state, one)
+            params = state.params
+            arrays = as_peer(params if method == "bc" else params.policy, "policy")
+            if method == "iql":
+                arrays |= as_peer(params.value, "value")
+                for n in (0, 1):
+                    critic = jax.tree.map(lambda x, n=n: x[n], params.critic)
+                    arrays |= as_peer(critic, f"critic{n}")
+            answer = answers(algorithm, state, jnp.asarray(probes))
+            states.append(arrays | {"probe": np.asarray((answer - shift[None]) / scale[None])})
+        pair = (states[0], states[-1])
+        return {}, {name: np.stack([x[name] for x in pair]) for name in pair[0]}
+
+    monkeypatch.setattr(peers, "run_peer", run_peer)
+    settings = dataclasses.replace(
+        peers.METHODS[method].PRESETS["default"], track="published", hidden=(16, 16)
+    )
+    found = peers.compare_steps(Path("unused"), method, settings, training, probes)
+    assert set(found) == ({"policy"} if method == "bc" else {"policy", "V", "Q"})
+    assert all(x > 0.05 if late else x < 1e-4 for x in found.values())
+
+
+@pytest.mark.parametrize("method", ["bc", "iql"])
+def test_first_weights_are_drawn_as_pytorch_draws_them(method, sets):
+    training = sets[1]
+    settings = dataclasses.replace(peers.METHODS[method].PRESETS["default"], track="published")
+    algorithm = peers.METHODS[method].make_train(settings)
+    init = jax.jit(peers.from_pytorchs_weights(method, algorithm).init)
+    state, other = (init(jax.random.key(seed), training) for seed in (0, 1))
+    policy = state.params if method == "bc" else state.params.policy
+    for name, size in (("Dense_0", 6), ("Dense_1", 256), ("Dense_2", 256)):
+        for part in policy["params"][name].values():
+            assert float(jnp.abs(part).max()) <= size**-0.5
+            assert float(jnp.abs(part).max()) > 0.5 * size**-0.5
+    kernel = policy["params"]["Dense_1"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), (3 * 256) ** -0.5, rtol=0.02)
+    if method == "iql":
+        assert (state.params.log_std == peers.PEER_LOG_STD).all()
+        jax.tree.map(np.testing.assert_array_equal, state.target_critic, state.params.critic)
+        critic = state.params.critic["params"]["Dense_0"]["kernel"]
+        assert (critic[0] != critic[1]).any()
+    assert any(
+        jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), state.params, other.params))
+    )
+
+
 def test_a_run_writes_a_comparison_without_paths(sets, stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "SPEED_UPDATES", {"d3rlpy": 20, "ours": 20})
     monkeypatch.setattr(peers, "SPEED_TURNS", 2)
@@ -137,7 +223,7 @@ def test_a_run_writes_a_comparison_without_paths(sets, stand_in, tmp_path, monke
     raw, training = sets
     monkeypatch.setattr(peers, "load_set", lambda _: (training, raw.obs[peers.probe_rows(800)]))
     out = tmp_path / "new" / "peers"
-    peers.main(peers.Args(("startup",), 2, 20, out, stand_in))
+    peers.main(peers.Args(("startup",), 2, 20, None, out, stand_in))
     assert sorted(path.name for path in out.iterdir()) == ["peers.json", "peers.md"]
     text = (out / "peers.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)  # no NaN, no Infinity
@@ -150,7 +236,9 @@ def test_a_run_writes_a_comparison_without_paths(sets, stand_in, tmp_path, monke
     assert cell["agree"] is None  # two seeds give no interval
     assert len(cell["d3rlpy"]["seeds"]) == len(cell["ours"]["seeds"]) == 2
     assert cell["d3rlpy"]["seeds"] != cell["ours"]["seeds"]
-    assert cell["steps"] > 0.1  # the stand-in's "update" draws other weights
+    assert cell["steps"]["V"] > 0.1  # the stand-in's "update" draws other weights
+    assert len(cell[peers.FIRST_WEIGHTS]["seeds"]) == 2
+    assert cell[peers.FIRST_WEIGHTS]["seeds"] != cell["ours"]["seeds"]
 
     speed = {row["by"]: row for row in found["speed"]}
     assert list(speed) == ["d3rlpy, fit", "d3rlpy, update", "ours, 1 seed", "ours, 2 seeds"]
@@ -186,6 +274,7 @@ def test_agreement_needs_both_means_in_the_others_interval():
     [
         ({"scenarios": ()}, "scenarios = none; allowed"),
         ({"num_seeds": 0}, "num-seeds = 0; allowed: 1 or more"),
+        ({"only": "checks"}, "only = checks: .* holds no peers.json"),
         ({"num_updates": 0}, "num-updates = 0; allowed: 1 or more"),
         ({"peer_python": Path("nowhere/python")}, "peer-python = nowhere/python .*make peers"),
     ],
