@@ -29,7 +29,7 @@ leaderboard: $(STAMP) ## train, evaluate and print the leaderboard (about 15 min
 	$(BIN)/python -m benchmarks.run --preset quick --out results/local
 	$(BIN)/python -m benchmarks.tables --preset quick --results results/local
 
-peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and compare (about 25 minutes on 2 CPU cores)
+peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and compare (about 45 minutes on 2 CPU cores)
 	$(BIN)/python -m benchmarks.peers --peer-python $(VENV_PEERS)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
