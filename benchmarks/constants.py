@@ -21,12 +21,12 @@ from polycstr_jax.data import EPISODE_LENGTH, write_atomically
 from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.evaluate import NUM_STARTS, START_SETS, Starts
 from polycstr_jax.rollout import rollout
+from polycstr_jax.viability import SAFEST_STEPS
 
 PACKAGE = Path(polycstr_jax.__file__).parent
 REFERENCE = Path(__file__).parent.parent / "tests/data/mixed_reference.npz"
 START_SEED = 2_507
 NUM_HOT_CANDIDATES = 8_000
-SAFEST_STEPS = 24  # intervals over which the safest policy is followed
 
 
 def make_score_limits() -> dict:

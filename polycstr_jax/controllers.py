@@ -17,6 +17,7 @@ from polycstr_jax.reactor import control_bounds
 # Ranges of the published random gains, per second for Ki.
 KP_LOW, KP_HIGH = (2e-4, 8e-3), (5e-3, 0.2)  # kg/h per kg/m3, K per K
 KI_LOW, KI_HIGH = (6e-8, 2e-6), (1.5e-6, 5e-5)
+SAFEST = (-1.0, -1.0)  # the action that lowers feed and coolant as fast as allowed
 
 
 class PIState(NamedTuple):
@@ -59,6 +60,12 @@ def make_pi(params: EnvParams):
     return pi
 
 
+def follow_plan(obs, memory):
+    """Take the actions of a plan; the controller's state is (plan (T, 2), index ())."""
+    plan, index = memory
+    return plan[index].astype(obs.dtype), (plan, index + 1)
+
+
 def zero(obs, state: Any):
     """Hold the controls."""
     return jnp.zeros((ACTION_SIZE,), obs.dtype), state
@@ -66,7 +73,7 @@ def zero(obs, state: Any):
 
 def safest(obs, state: Any):
     """Lower feed and coolant temperature as fast as allowed."""
-    return jnp.full((ACTION_SIZE,), -1.0, obs.dtype), state
+    return jnp.asarray(SAFEST, obs.dtype), state
 
 
 def uniform_random(obs, key):

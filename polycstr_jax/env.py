@@ -289,6 +289,12 @@ OBS_HIGH = np.asarray([1e4, 1e3, 1e6, 1e4, 1e3, 1e3, 1e3, 100.0, 1e3], np.float3
 STATE_HIGH = OBS_HIGH[:5] / np.asarray([1.0, 1.0, reactor.RADICAL_SCALE, 1.0, 1.0])  # public units
 
 
+def state_from_obs(obs: Float[Array, "9"]) -> tuple[Float[Array, "5"], Float[Array, "2"]]:
+    """Reactor state (5,) in public units and controls in force (2,) that an observation shows."""
+    scale = jnp.asarray([1.0, 1.0, 1.0 / reactor.RADICAL_SCALE, 1.0, 1.0], obs.dtype)
+    return obs[:5] * scale, obs[7:9]
+
+
 def plant(plant_factors, disturbance, params: EnvParams) -> ReactorParams:
     """The physical constants in force: the nominal ones times factors, plus disturbances."""
     nominal = params.reactor

@@ -457,6 +457,12 @@ def _solve_steady(polymer, temperature, params, arrays):
     return (monomer, initiator, radicals, polymer, temperature), (feed, coolant)
 
 
+def steady_inputs(polymer, temperature, params: ReactorParams):
+    """The feed [kg/h] and the coolant temperature [K] that hold a polymer concentration and a
+    temperature, whether they are admissible or not; traceable scalars."""
+    return _solve_steady(polymer, temperature, params, jnp)[1]
+
+
 def steady_state(
     polymer: Num[ArrayLike, ""],
     temperature: Num[ArrayLike, ""],
