@@ -288,6 +288,14 @@ def measure(algorithm: Algorithm, states, scenario: str) -> dict[str, Any]:
     }
 
 
+def train_and_measure(algorithm: Algorithm, num_seeds: int, scenario: str) -> dict[str, Any]:
+    """`measure` of our seeds 0, 1, ..., trained by our loop."""
+    rngs = jax.vmap(jax.random.key)(np.arange(num_seeds))
+    training, _ = load_set(scenario)
+    states, _, _ = train_seeds(algorithm, training, rngs, algorithm.config.num_updates)
+    return measure(algorithm, states, scenario)
+
+
 def agreement(peer: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """Does each mean lie in the other's interval; p of the rank test; None for too few seeds."""
 
@@ -312,9 +320,7 @@ def compare_scores(args: Args, scenario: str, method: str, config) -> dict[str, 
     _, arrays = run_peer(args.peer_python, "train", method, config, training, seeds=seeds)
     states = load_states(method, algorithm, training, probes, arrays)
     peer = measure(algorithm, states, scenario)
-    rngs = jax.vmap(jax.random.key)(np.arange(args.num_seeds))
-    states, _, _ = train_seeds(algorithm, training, rngs, config.num_updates)
-    ours = measure(algorithm, states, scenario)
+    ours = train_and_measure(algorithm, args.num_seeds, scenario)
     names = {"scenario": scenario, "method": method}
     return names | {"d3rlpy": peer, "ours": ours} | agreement(peer, ours)
 
@@ -325,9 +331,7 @@ def make_checks(args: Args, cell: dict[str, Any], config) -> dict[str, Any]:
     training, probes = load_set(scenario)
     algorithm = from_pytorchs_weights(method, METHODS[method].make_train(config))
     rich.print(f"{scenario} {method}: checks")
-    rngs = jax.vmap(jax.random.key)(np.arange(args.num_seeds))
-    states, _, _ = train_seeds(algorithm, training, rngs, config.num_updates)
-    found = measure(algorithm, states, scenario)
+    found = train_and_measure(algorithm, args.num_seeds, scenario)
     steps = compare_steps(args.peer_python, method, config, training, probes)
     return {"steps": steps, FIRST_WEIGHTS: found | agreement(cell["d3rlpy"], found)}
 

@@ -60,12 +60,6 @@ def make_pi(params: EnvParams):
     return pi
 
 
-def follow_plan(obs, memory):
-    """Take the actions of a plan; the controller's state is (plan (T, 2), index ())."""
-    plan, index = memory
-    return plan[index].astype(obs.dtype), (plan, index + 1)
-
-
 def zero(obs, state: Any):
     """Hold the controls."""
     return jnp.zeros((ACTION_SIZE,), obs.dtype), state

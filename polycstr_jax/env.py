@@ -212,12 +212,10 @@ class PolyCSTR(environment.Environment[EnvState, EnvParams]):
         control = state.control + increment * jnp.asarray(params.max_increment, dtype)
         control = jnp.clip(control, low.astype(dtype), high.astype(dtype))
 
-        previous_feed = state.control[0]
-        flow_feed = previous_feed + plant_params.current_feed_in_flow * (control[0] - previous_feed)
         keep = 1.0 - params.disturbance_rate
         kick = jnp.sqrt(1.0 - keep**2) * jnp.asarray(params.disturbance_std, dtype)
         return Applied(
-            inputs=Inputs(control[0], control[1], flow_feed.astype(dtype)),
+            inputs=reactor.hold_inputs(control, state.control[0], plant_params),
             control=control,
             pending=queue[:-1],
             plant_factors=state.plant_factors,

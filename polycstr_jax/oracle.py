@@ -194,14 +194,19 @@ def step_plant(z, v, params: EnvParams, rtol: float):
     z: reactor state in internal units (radicals x 1e6) and the controls in force.
     """
     controls = z[5:] + v * jnp.asarray(params.max_increment, z.dtype)
-    flow_feed = z[5] + params.reactor.current_feed_in_flow * (controls[0] - z[5])
-    inputs = reactor.Inputs(controls[0], controls[1], flow_feed)
+    inputs = reactor.hold_inputs(controls, z[5], params.reactor)
     step_size = jnp.asarray(reactor.FIRST_STEP, z.dtype)
     state = reactor.from_internal(tuple(z[:5]))
     result = reactor.integrate_interval(state, step_size, inputs, params.reactor, rtol)
     nan = jnp.asarray(jnp.nan, z.dtype)
     end = jnp.concatenate([jnp.stack(reactor.to_internal(result.state)), controls])
     return jnp.where(result.failed, nan, end), jnp.where(result.failed, nan, result.peak)
+
+
+def control_limits(params: EnvParams, dtype):
+    """Largest increment, lowest and highest control, (2,) each: kg/h, K."""
+    increment = jnp.asarray(params.max_increment, dtype)
+    return increment, *(x.astype(dtype) for x in reactor.control_bounds(params.reactor))
 
 
 def simulate(z, plan, params: EnvParams, rtol: float):
@@ -229,11 +234,10 @@ def linearise(z, plan, params: EnvParams, rtol: float):
     return jax.lax.scan(interval, z, plan)[1]
 
 
-def make_stages(z, plan, ends, peaks, slopes, params, limit, damping) -> Stages:
+def make_stages(plan, ends, peaks, slopes, params, limit, damping) -> Stages:
     """The quadratic programme around a plan; `ends`, `peaks`, `slopes` from `linearise`."""
-    dtype, horizon = z.dtype, plan.shape[0]
-    increment = jnp.asarray(params.max_increment, dtype)
-    low, high = (x.astype(dtype) for x in reactor.control_bounds(params.reactor))
+    dtype, horizon = plan.dtype, plan.shape[0]
+    increment, low, high = control_limits(params, dtype)
     setpoint = jnp.asarray([params.polymer_setpoint, params.temperature_setpoint], dtype)
     pick = jnp.zeros((2, NUM_Z), dtype).at[0, 3].set(1.0).at[1, 4].set(1.0)
     error = ends @ pick.T - setpoint[None]
@@ -316,7 +320,7 @@ def optimise(
     def iterate(carry):
         plan, merit, damping, _, count = carry
         ends, peaks, slopes = linearise(z0, plan, params, rtol)
-        stages = make_stages(z0, plan, ends, peaks, slopes, params, limit, damping)
+        stages = make_stages(plan, ends, peaks, slopes, params, limit, damping)
         moves, v, solved = solve_qp(stages, tolerance)
         change = jnp.where(jnp.all(jnp.isfinite(v)), v[:, :2], 0.0)
         shares = jnp.asarray(STEPS, dtype)
@@ -363,8 +367,7 @@ def optimise(
 
 def within_bounds(controls, plan, params: EnvParams):
     """A plan (H, 2) with the increments that its controls' bounds leave of it."""
-    increment = jnp.asarray(params.max_increment, plan.dtype)
-    low, high = (x.astype(plan.dtype) for x in reactor.control_bounds(params.reactor))
+    increment, low, high = control_limits(params, plan.dtype)
 
     def interval(controls, v):
         new = jnp.clip(controls + jnp.clip(v, -1.0, 1.0) * increment, low, high)
@@ -377,8 +380,7 @@ def cautious(state, controls, params: EnvParams, horizon: int) -> Float[Array, "
     """A guess that does not ignite: as fast as allowed to the steady inputs of the set-points,
     but the safest action while the temperature is 2 K above its set-point; jittable."""
     dtype = state.dtype
-    increment = jnp.asarray(params.max_increment, dtype)
-    low, high = (x.astype(dtype) for x in reactor.control_bounds(params.reactor))
+    increment, low, high = control_limits(params, dtype)
     setpoints = jnp.asarray(params.polymer_setpoint), jnp.asarray(params.temperature_setpoint)
     # Under vmap and jit: set-points that cannot be held end at a bound.
     wanted = jnp.clip(jnp.stack(reactor.steady_inputs(*setpoints, params.reactor)), low, high)

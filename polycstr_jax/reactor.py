@@ -92,6 +92,12 @@ class Inputs(NamedTuple):
     flow_feed: Array  # the initiator feed that sets the outflow, kg/h
 
 
+def hold_inputs(control, previous_feed, params: ReactorParams) -> Inputs:
+    """What a control (2,) held over an interval does, after one with `previous_feed` [kg/h]."""
+    flow_feed = previous_feed + params.current_feed_in_flow * (control[0] - previous_feed)
+    return Inputs(control[0], control[1], jnp.asarray(flow_feed, control.dtype))
+
+
 class IntervalProgress(NamedTuple):
     """Where the integration of one interval stands; scalars, and y a tuple of 5 scalars."""
 
@@ -332,11 +338,10 @@ def integrate_interval(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _simulate(state, previous_feed, control, params, rtol):
-    flow_feed = previous_feed + params.current_feed_in_flow * (control[0] - previous_feed)
     result = integrate_interval(
         state,
         jnp.asarray(FIRST_STEP, state.dtype),
-        Inputs(control[0], control[1], flow_feed),
+        hold_inputs(control, previous_feed, params),
         params,
         rtol,
     )

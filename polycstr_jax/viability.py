@@ -70,8 +70,7 @@ def make_step(params: EnvParams):
         dtype = state.dtype
         new = controls + action.astype(dtype) * jnp.asarray(params.max_increment, dtype)
         new = jnp.clip(new, low.astype(dtype), high.astype(dtype))
-        flow_feed = controls[0] + params.reactor.current_feed_in_flow * (new[0] - controls[0])
-        inputs = reactor.Inputs(new[0], new[1], flow_feed.astype(dtype))
+        inputs = reactor.hold_inputs(new, controls[0], params.reactor)
         result = reactor.integrate_interval(state, step_size, inputs, params.reactor, RTOL)
         peak = jnp.where(result.failed, jnp.inf, result.peak)
         return result.state, new, result.step_size, peak
