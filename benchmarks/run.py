@@ -7,14 +7,16 @@ A cell is one method on one scenario and data set. It is written as
 group of starts, with a `.json` beside it that says how it was made. A cell whose configuration
 has the same hash is not run again. Cells appear whole or not at all.
 
-Suites: `leaderboard` (every method at its default settings) and `picnn` (the tables of
-arXiv 2507.22640: BC and IQL with and without the correction layer, tracks, targets, models).
+Suites: `leaderboard` (every method at its default settings); `robustness` (the same, trained on
+the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
+`picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
+targets, models).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
 the `mixed` data BC only), `full` (1,000 seeds; for an accelerator).
 
-Trained policies that a layer wraps are kept in `.cache/trained`, by the hash of all that decides
-them, so that no suite trains them twice.
+Trained policies are kept in `.cache/trained`, by the hash of all that decides them, so that no
+suite trains them twice.
 """
 
 import dataclasses
@@ -44,7 +46,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import polycstr_jax
 from algos.common import Algorithm, load_training_data, train_seeds
-from polycstr_jax import controllers, data, evaluate
+from benchmarks import conditions
+from benchmarks.conditions import Condition
+from polycstr_jax import controllers, data, evaluate, oracle, viability
 from polycstr_jax.data import check_writable, platform_key, write_atomically
 from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.evaluate import EpisodeMetrics
@@ -56,7 +60,11 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql": ("iql", {}),
     "iql+": ("picnn", {"base": "iql"}),
 }
-REFERENCES = ("pi_best", "pi_safe", "pi_median", "zero", "random")
+REFERENCES = (
+    *("oracle", "unconstrained", "horizon10", "horizon2", "pi_tuned", "pi_tuned_all"),
+    *("pi_best", "pi_safe", "pi_median", "step", "zero", "random"),
+)
+HORIZONS = {"horizon10": 10, "horizon2": 2}  # intervals
 NUM_RANDOM_SEEDS = 8  # of the random controller
 DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
@@ -85,21 +93,35 @@ PRESETS = {
 
 
 class Suite(NamedTuple):
-    """What is run, and from which starts."""
+    """What is run, and under which conditions it is evaluated."""
 
     presets: dict[str, Preset]
     references: tuple[str, ...]
-    starts: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    find_doomed: bool  # whether states that are lost already are looked for
 
 
-PICNN_PRESETS = {
-    "smoke": PRESETS["smoke"],
-    "quick": Preset(16, None, SCENARIOS, ("pi",), None),
-    "full": Preset(1_000, None, SCENARIOS, ("pi",), None),
-}
+def on_pi(num_seeds: int) -> dict[str, Preset]:
+    """Presets that train on the `pi` data alone, `quick` with so many seeds."""
+    return {
+        "smoke": PRESETS["smoke"],
+        "quick": Preset(num_seeds, None, SCENARIOS, ("pi",), None),
+        "full": Preset(1_000, None, SCENARIOS, ("pi",), None),
+    }
+
+
 SUITES = {
-    "leaderboard": Suite(PRESETS, REFERENCES, ("nominal", "wide", "hot")),
-    "picnn": Suite(PICNN_PRESETS, ("pi_best", "pi_safe", "pi_median"), ("nominal", "wide")),
+    "leaderboard": Suite(PRESETS, REFERENCES, conditions.LEADERBOARD, True),
+    # The unconstrained optimum of changed plants is not known.
+    "robustness": Suite(
+        on_pi(8), tuple(r for r in REFERENCES if r != "unconstrained"), conditions.SUITE, False
+    ),
+    "picnn": Suite(
+        on_pi(16),
+        ("pi_best", "pi_safe", "pi_median"),
+        conditions.of_starts("nominal", "wide"),
+        True,
+    ),
 }
 
 
@@ -128,7 +150,7 @@ class Args:
     """Run the benchmark; finished cells are skipped."""
 
     preset: Literal["smoke", "quick", "full"] = "quick"
-    suite: Literal["leaderboard", "picnn"] = "leaderboard"
+    suite: Literal["leaderboard", "robustness", "picnn"] = "leaderboard"
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
     force: bool = False  # run finished cells again
@@ -143,7 +165,7 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
         "source": source_hash(),
         "versions": {name: version(name) for name in DECIDING_PACKAGES},
         "backend": jax.default_backend(),
-        "evaluation": [SUITES[suite].starts, EVALUATION_KEY],
+        "evaluation": [SUITES[suite].conditions, SUITES[suite].find_doomed, EVALUATION_KEY],
         "precision": jnp.dtype(jnp.result_type(float)).name,
     }
     cells = []
@@ -183,7 +205,7 @@ def plan_methods(suite: str, methods):
 
     A layer comes right after the policy that it wraps, which is then still there.
     """
-    for track in ("default",) if suite == "leaderboard" else ("default", "published"):
+    for track in ("default", "published") if suite == "picnn" else ("default",):
         for method in methods:
             file, changes = METHODS[method]
             presets = importlib.import_module(f"algos.{file}").PRESETS
@@ -212,64 +234,95 @@ def file_hash(paths) -> str:
 def source_hash() -> str:
     """Hash of the code that all cells rest on: the package, what algorithms share, this file."""
     package = sorted(Path(polycstr_jax.__file__).parent.glob("*.py"))
-    return file_hash([*package, REPOSITORY / "algos/common.py", REPOSITORY / "benchmarks/run.py"])
+    others = ("algos/common.py", "benchmarks/run.py", "benchmarks/conditions.py")
+    return file_hash([*package, *(REPOSITORY / name for name in others)])
 
 
 def constants_hash() -> str:
     """Hash of the evaluation starts, score limits and data checksums that scores rest on."""
     package = Path(polycstr_jax.__file__).parent
     inputs = json.dumps(data.committed_checksums()["inputs"], sort_keys=True)
-    files = file_hash([package / "starts.npz", package / "score_limits.json"])
+    names = ("starts.npz", "score_limits.json", "oracle.npz", "tuned_pi.json")
+    files = file_hash([*(package / name for name in names), conditions.ROBUSTNESS])
     return hashlib.sha256((files + inputs).encode()).hexdigest()[:16]
 
 
-# --- Methods: each returns metrics (S, E) by set of starts, and the seconds it took ---
+# --- Methods: each returns metrics (S, E) by condition, and the seconds it took ---
 
-Outcome = tuple[dict[str, EpisodeMetrics], dict[str, float]]
+# Doom is None where a suite does not look for it.
+Result = tuple[EpisodeMetrics, viability.Doom | None]
+Outcome = tuple[dict[str, Result], dict[str, float]]
 
 # One environment and one PI controller for all scenarios, which are data: compiled once.
 ENV = PolyCSTR()
 PI = controllers.make_pi(EnvParams())
 
 
+def conditions_of(cell: Cell) -> list[Condition]:
+    """The conditions under which a cell is evaluated."""
+    return [Condition(*x) for x in cell.config["evaluation"][0]]
+
+
+def judge_of(cell: Cell):
+    """What is found out about episodes beside their metrics, or None."""
+    return viability.doom if cell.config["evaluation"][1] else None
+
+
 def run_reference(cell: Cell) -> Outcome:
     """A controller without training; one seed, the random controller excepted."""
-    started = time.perf_counter()
-    params = scenario_params(cell.scenario)
-    if cell.method == "random":
-        controller = controllers.uniform_random
-    elif cell.method == "zero":
-        controller = controllers.zero
-    else:
-        controller = PI
-        kp, ki = choose_pi_gains(cell.scenario, cell.method)
-
-    def memory(seed, lanes):
-        if cell.method == "random":
-            return jax.random.split(jax.random.key(seed), lanes)
-        if cell.method == "zero":
-            return jnp.zeros((lanes,))
-        return controllers.pi_state(
-            np.tile(kp, (lanes, 1)), np.tile(ki, (lanes, 1)), params.initial_control
-        )
-
-    def on(initial, seed):
-        return evaluate.evaluate(
-            ENV,
-            params,
-            controller,
-            memory(seed, evaluate.NUM_STARTS),
-            initial,
-            evaluate.score_limits(cell.scenario),
-            jax.random.key(EVALUATION_KEY),
-        )
-
-    results = {}
-    for kind in cell.config["evaluation"][0]:
-        initial = evaluate.start_states(evaluate.starts(cell.scenario, kind))
-        seeds = [on(initial, seed) for seed in range(cell.config["seeds"])]
-        results[kind] = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
+    started, judge, results = time.perf_counter(), judge_of(cell), {}
+    for condition in conditions_of(cell):
+        controller, memory = reference(cell.method, cell.scenario, condition)
+        seeds = [
+            evaluate.evaluate(
+                ENV,
+                conditions.params(cell.scenario, condition),
+                controller,
+                memory(seed),
+                evaluate.start_states(evaluate.starts(cell.scenario, condition.starts)),
+                evaluate.score_limits(cell.scenario),
+                jax.random.key(EVALUATION_KEY),
+                judge,
+            )
+            for seed in range(cell.config["seeds"])
+        ]
+        found = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
+        results[condition.name] = found if judge else (found, None)
     return results, {"total": time.perf_counter() - started}
+
+
+def reference(method: str, scenario: str, condition: Condition):
+    """A controller, and its memory as a function of the seed, for the 64 starts of a condition."""
+    lanes, params = evaluate.NUM_STARTS, scenario_params(scenario)
+    if method == "random":
+        return controllers.uniform_random, lambda seed: jax.random.split(
+            jax.random.key(seed), lanes
+        )
+    if method == "zero":
+        return controllers.zero, lambda _: jnp.zeros((lanes,))
+    if method in HORIZONS:
+        return planner(HORIZONS[method]), lambda _: jnp.zeros((lanes, HORIZONS[method], 2))
+    if method in ("oracle", "unconstrained", "step"):
+        if method == "step":  # to the steady inputs of the true plant
+            control = evaluate.starts(scenario, condition.starts).control
+            true = conditions.params(scenario, condition)
+            plans = np.stack([oracle.step_to_setpoint(c, true) for c in control])
+        else:
+            plans = conditions.optimal_actions(scenario, condition, method)
+        memory = (jnp.asarray(plans, jnp.float32), jnp.zeros((lanes,), jnp.int32))
+        return controllers.follow_plan, lambda _: memory
+    if method in ("pi_tuned", "pi_tuned_all"):
+        chosen = controllers.tuned_pi("all" if method == "pi_tuned_all" else scenario)
+        memory = jax.tree.map(lambda x: jnp.tile(x, (lanes, 1)), chosen)
+        return PI, lambda _: memory
+    kp, ki = (np.tile(x, (lanes, 1)) for x in choose_pi_gains(scenario, method))
+    return PI, lambda _: controllers.pi_state(kp, ki, params.initial_control)
+
+
+@functools.cache
+def planner(horizon: int):
+    """The receding-horizon controller of the nominal plant, made once so that it compiles once."""
+    return oracle.receding_horizon(EnvParams(), horizon)
 
 
 def choose_pi_gains(scenario: str, which: str) -> tuple[np.ndarray, np.ndarray]:
@@ -322,85 +375,79 @@ def build(file: str, config, base: Algorithm | None) -> Algorithm:
     return make_train(config, ENV, ENV.default_params, **layer)
 
 
-def train_batch(algorithm: Algorithm, training, cell: Cell, first: int):
-    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), and the seconds.
-
-    The policy that a layer wraps comes from `.cache/trained` if it is there.
-    """
-    rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
-    base_states = None
-    if algorithm.base is not None:
-        base_states, _ = trained(algorithm.base, training, cell, first)
-    states, _, seconds = train_seeds(
-        algorithm, training, rngs, algorithm.config.num_updates, base_states=base_states
-    )
-    return states, seconds
-
-
-def trained(algorithm: Algorithm, training, cell: Cell, first: int):
-    """`train_batch` of a policy without a base, kept in a file without its optimiser's state."""
-    file = cell.algorithm_config.base if cell.base_config is not None else cell.method
+def train(algorithm: Algorithm, training, cell: Cell, first: int):
+    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), without those of the
+    optimiser, and the seconds it took; from `.cache/trained` if they are there."""
+    layers = [algorithm] if algorithm.base is None else [algorithm, algorithm.base]
     parts = [
         *(cell.config[name] for name in ("source", "constants", "versions", "backend")),
         *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
-        dataclasses.asdict(algorithm.config),
-        file_hash([REPOSITORY / f"algos/{METHODS[file][0]}.py"]),
+        *(dataclasses.asdict(layer.config) for layer in layers),
+        file_hash(sys.modules[layer.init.__module__].__file__ for layer in layers),
         platform_key(),
         first,
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     path = TRAINED / f"{digest}.msgpack"
     rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
-    empty = jax.eval_shape(jax.vmap(algorithm.init, (0, None)), rngs, training)
-    empty = empty._replace(opt_state=())
+    base = () if algorithm.base is None else (train(algorithm.base, training, cell, first)[0],)
+    in_axes = (0, None, 0)[: 2 + len(base)]
+    empty = jax.eval_shape(jax.vmap(algorithm.init, in_axes), rngs, training, *base)
     if path.exists():
         try:
+            empty = empty._replace(opt_state=())
             return serialization.from_bytes(empty, path.read_bytes()), {"compile": 0.0, "run": 0.0}
         except Exception:  # damaged, in one of many ways: trained again
             path.unlink()
-    states, seconds = train_batch(algorithm, training, cell, first)
+    states, _, seconds = train_seeds(
+        algorithm,
+        training,
+        rngs,
+        algorithm.config.num_updates,
+        base_states=base[0] if base else None,
+    )
     states = jax.device_get(states._replace(opt_state=()))
     write_atomically(path, lambda out: out.write(serialization.to_bytes(states)))
     return states, seconds
 
 
-def run_algorithm(cell: Cell) -> Outcome:
-    """Train all seeds, `seed_width` at a time, and evaluate the last iterate."""
+def algorithm_of(cell: Cell) -> Algorithm:
+    """The functions of a cell's algorithm, its base's included."""
     base = None
     if cell.base_config is not None:
         base = build(METHODS[cell.algorithm_config.base][0], cell.base_config, None)
-    algorithm = build(METHODS[cell.method][0], cell.algorithm_config, base)
-    params = scenario_params(cell.scenario)
+    return build(METHODS[cell.method][0], cell.algorithm_config, base)
+
+
+def run_algorithm(cell: Cell) -> Outcome:
+    """Train all seeds, `seed_width` at a time, and evaluate the last iterate."""
+    algorithm, judge = algorithm_of(cell), judge_of(cell)
     training = load_training_data(cell.scenario, cell.dataset)
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
-    starts = {
-        kind: evaluate.start_states(evaluate.starts(cell.scenario, kind))
-        for kind in cell.config["evaluation"][0]
-    }
-    batches: dict[str, list[EpisodeMetrics]] = {kind: [] for kind in starts}
+    batches: dict[str, list] = {condition.name: [] for condition in conditions_of(cell)}
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
-        train = train_batch if algorithm.base is not None else trained
         states, spent = train(algorithm, training, cell, first)
         started = time.perf_counter()
-        for kind, initial in starts.items():
-            metrics = evaluate.evaluate_policies(
+        for condition in conditions_of(cell):
+            found = evaluate.evaluate_policies(
                 ENV,
-                params,
+                conditions.params(cell.scenario, condition),
                 algorithm.policy,
                 states,
-                initial,
+                evaluate.start_states(evaluate.starts(cell.scenario, condition.starts)),
                 evaluate.score_limits(cell.scenario),
                 jax.random.key(EVALUATION_KEY),
+                judge,
             )
-            batches[kind].append(jax.device_get(metrics))
+            batches[condition.name].append(jax.device_get(found if judge else (found, None)))
         # Of the first batch, the evaluation includes its compilation.
         spent["evaluation"] = time.perf_counter() - started
         seconds = {name: seconds[name] + spent[name] for name in seconds}
     results = {
-        kind: jax.tree.map(lambda *x: np.concatenate(x)[:num_seeds], *parts)
-        for kind, parts in batches.items()
+        name: jax.tree.map(lambda *x: np.concatenate(x)[:num_seeds], *parts)
+        for name, parts in batches.items()
     }
     return results, seconds
 
@@ -408,33 +455,65 @@ def run_algorithm(cell: Cell) -> Outcome:
 # --- Results ---
 
 
-def to_rows(cell: Cell, kind: str, metrics: EpisodeMetrics) -> list[dict[str, Any]]:
+def to_rows(cell: Cell, condition: Condition, result: Result) -> list[dict[str, Any]]:
     """One row a seed and group of starts: means over the starts, and the scores' spread.
 
-    Doomed starts are a group of their own.
+    Doomed starts are a group of their own. `gap_closed` is over the `gap_starts` from which the
+    oracle is known. Of `first_doomed` and `lead` the median over the episodes that have them.
+    `excess_over_oracle`, `excess_over_unconstrained`: the largest relative saving of cost against
+    these, over starts, for the oracle only episodes without a violation; above 1e-3 the optimum
+    was not one.
     """
-    doomed = evaluate.starts(cell.scenario, kind).doomed
-    metrics = jax.tree.map(np.asarray, metrics)
+    doomed = evaluate.starts(cell.scenario, condition.starts).doomed
+    metrics, doom = jax.tree.map(np.asarray, result)
+    reference = conditions.references(cell.scenario, condition)
+    gaps = evaluate.gap_closed(metrics.episode_return, reference)
     rows = []
-    for group, members in ((kind, ~doomed), (f"{kind}_doomed", doomed)):
+    for group, members in ((condition.name, ~doomed), (f"{condition.name}_doomed", doomed)):
         if not members.any():
             continue
+        of = evaluate.References(*(x[members] for x in reference))
         for seed in range(metrics.score.shape[0]):
             chosen = {name: x[seed, members] for name, x in metrics._asdict().items()}
-            rows.append(
-                {
-                    "seed": seed,
-                    "starts": group,
-                    "num_starts": int(members.sum()),
-                    **{name: float(np.mean(x, dtype=np.float64)) for name, x in chosen.items()},
-                    "score_std": float(np.std(chosen["score"], dtype=np.float64)),
-                    "worst_score": float(chosen["score"].min()),
-                    "best_score": float(chosen["score"].max()),
-                    "max_peak_temperature": float(chosen["peak_temperature"].max()),
-                    "gap_closed": np.nan,  # needs the oracle, which is not there yet
+            returns, calm = chosen["episode_return"], ~chosen["violated"]
+            row = {
+                "seed": seed,
+                "starts": group,
+                "num_starts": int(members.sum()),
+                **{name: float(np.mean(x, dtype=np.float64)) for name, x in chosen.items()},
+                "score_std": float(np.std(chosen["score"], dtype=np.float64)),
+                "worst_score": float(chosen["score"].min()),
+                "best_score": float(chosen["score"].max()),
+                "max_peak_temperature": float(chosen["peak_temperature"].max()),
+                "gap_closed": nan_statistic(np.mean, gaps[seed, members]),
+                "gap_closed_median": nan_statistic(np.median, gaps[seed, members]),
+                "gap_starts": int(of.oracle_known.sum()),
+                "excess_over_oracle": saving(returns, of.oracle, of.oracle_known & calm),
+                "excess_over_unconstrained": saving(
+                    returns, of.unconstrained, of.unconstrained_known
+                ),
+            }
+            if doom is not None:
+                of_seed = viability.Doom(*(x[seed, members] for x in doom))
+                row |= {
+                    "doomed_share": float(of_seed.doomed_share.mean()),
+                    "first_doomed": nan_statistic(np.median, of_seed.first_doomed),
+                    "lead": nan_statistic(np.median, of_seed.lead),
                 }
-            )
+            rows.append(row)
     return rows
+
+
+def nan_statistic(statistic, x) -> float:
+    """A statistic of the entries that are known; NaN if none is."""
+    x = x[~np.isnan(x)]
+    return float(statistic(x)) if x.size else np.nan
+
+
+def saving(returns, bounds, counts) -> float:
+    """Largest (R - R_bound) / |R_bound| over the starts that count; NaN if none does."""
+    share = (np.asarray(returns, np.float64) - bounds) / np.abs(bounds)
+    return float(share[counts].max()) if counts.any() else np.nan
 
 
 def provenance(cell: Cell, wall_time: dict[str, float]) -> dict[str, Any]:
@@ -497,12 +576,12 @@ def is_finished(folder: Path, cell: Cell) -> bool:
         return False
 
 
-def write_episodes(folder: Path, cell: Cell, results: dict[str, EpisodeMetrics]) -> None:
+def write_episodes(folder: Path, cell: Cell, results: dict[str, Any]) -> None:
     """Write every metric of every episode, arrays (seeds, starts) named <starts>_<metric>."""
     arrays = {
         f"{kind}_{name}": np.asarray(values)
-        for kind, metrics in results.items()
-        for name, values in metrics._asdict().items()
+        for kind, (metrics, doom) in results.items()
+        for name, values in (metrics._asdict() | (doom._asdict() if doom else {})).items()
     }
     path = folder / f"{cell.name}.npz"
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
@@ -549,7 +628,11 @@ def main(args: Args) -> None:
                 results, seconds = run(cell)
                 if args.episodes:
                     write_episodes(folder, cell, results)
-                rows = [row for kind in results for row in to_rows(cell, kind, results[kind])]
+                rows = [
+                    row
+                    for condition in conditions_of(cell)
+                    for row in to_rows(cell, condition, results[condition.name])
+                ]
                 write_cell(folder, cell, rows, seconds)
             progress.advance(task)
     rich.print(f"results: {folder}")

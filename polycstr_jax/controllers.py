@@ -5,6 +5,8 @@ form, output = bias + Kp e + Ki integral(e), with the polymer error moving the f
 temperature error the coolant. The integral stands still where the output is limited.
 """
 
+import json
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +60,25 @@ def make_pi(params: EnvParams):
         return action.astype(dtype), state._replace(integral=integral.astype(dtype))
 
     return pi
+
+
+def tuned_pi(name: str) -> PIState:
+    """The PI controller tuned for a scenario, or, by the name "all", for all three together.
+
+    Gains and bias with the best mean score without a violation on 256 starts of their own
+    (`benchmarks.references pi`). Raises `ValueError` for another name.
+    """
+    text = resources.files("polycstr_jax").joinpath("tuned_pi.json").read_text()
+    found = json.loads(text)["controllers"]
+    if name not in found:
+        raise ValueError(f"name = {name!r}; allowed: {', '.join(found)}.")
+    return pi_state(*(found[name][part] for part in ("kp", "ki", "bias")))
+
+
+def follow_plan(obs, memory):
+    """Take the actions of a plan; the controller's state is (plan (T, 2), index ())."""
+    plan, index = memory
+    return plan[index].astype(obs.dtype), (plan, index + 1)
 
 
 def zero(obs, state: Any):

@@ -90,6 +90,53 @@ def score(episode_return, scenario: str):
     return 100.0 * (episode_return - low) / (high - low)
 
 
+class References(NamedTuple):
+    """Returns (E,) from each start of a set, between which every other return is placed."""
+
+    step: np.ndarray  # the open-loop step to the steady inputs of the set-points
+    oracle: np.ndarray  # the best known that keeps the limit
+    unconstrained: np.ndarray  # the best known
+    oracle_known: np.ndarray  # bool: that optimum converged, and keeps the limit
+    unconstrained_known: np.ndarray  # bool: that optimum converged
+
+
+@functools.cache
+def references(scenario: str, kind: str) -> References:
+    """The committed references of a start set (`benchmarks.references` makes them), float64.
+
+    Raises `ValueError` for an unknown scenario or set.
+    """
+    scenario = scenario_name(scenario)
+    if kind not in START_SETS:
+        raise ValueError(f"starts = {kind!r}; allowed: {', '.join(START_SETS)}.")
+    with resources.files("polycstr_jax").joinpath("oracle.npz").open("rb") as file:
+        content = np.load(file)
+        return References(*(content[f"{scenario}_{kind}_{name}"] for name in References._fields))
+
+
+def optimal_actions(scenario: str, kind: str, which: str) -> np.ndarray:
+    """The plans (E, 200, 2) behind `references`; `which`: "oracle" or "unconstrained".
+
+    Raises `ValueError` for another name, an unknown scenario or set.
+    """
+    if kind not in START_SETS:
+        raise ValueError(f"starts = {kind!r}; allowed: {', '.join(START_SETS)}.")
+    if which not in ("oracle", "unconstrained"):
+        raise ValueError(f"which = {which!r}; allowed: oracle, unconstrained.")
+    with resources.files("polycstr_jax").joinpath("oracle.npz").open("rb") as file:
+        return np.load(file)[f"{scenario_name(scenario)}_{kind}_{which}_action"]
+
+
+def gap_closed(episode_return, of: References) -> np.ndarray:
+    """100 (R - R_step) / (R_oracle - R_step), (..., E), of returns (..., E) from a start set.
+
+    0: the open-loop step; 100: the oracle from the same start, which knows the plant. NaN where
+    no optimum that keeps the limit is known.
+    """
+    share = (np.asarray(episode_return, np.float64) - of.step) / (of.oracle - of.step)
+    return np.where(of.oracle_known, 100.0 * share, np.nan)
+
+
 def episode_metrics(trajectory: Trajectory, params: EnvParams, limits: tuple) -> EpisodeMetrics:
     """Metrics of E episodes (T, E, ...); `limits` are `score_limits` of the scenario. Jittable.
 
@@ -132,7 +179,7 @@ def episode_metrics(trajectory: Trajectory, params: EnvParams, limits: tuple) ->
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 2, 7))
 def evaluate(
     env: PolyCSTR,
     params: EnvParams,
@@ -141,18 +188,21 @@ def evaluate(
     initial: EnvState,
     limits: tuple,
     key: jax.Array,
-) -> EpisodeMetrics:
+    judge: Callable | None = None,
+):
     """Roll a controller out from E starts, 200 intervals, and reduce to metrics (E,).
 
     `controller` is static: a module-level function, or one made once and kept, so that it is
-    compiled once. `controller_state` has a leading axis E. See `rollout`.
+    compiled once. `controller_state` has a leading axis E. See `rollout`. With a `judge` (static)
+    it returns a pair, of the metrics and of `judge(trajectory, params)`.
     """
     keys = jax.random.split(key, initial.time.shape[0])
     trajectory = rollout(env, params, controller, controller_state, initial, keys, EPISODE_LENGTH)
-    return episode_metrics(trajectory, params, limits)
+    metrics = episode_metrics(trajectory, params, limits)
+    return metrics if judge is None else (metrics, judge(trajectory, params))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 2, 7))
 def evaluate_policies(
     env: PolyCSTR,
     params: EnvParams,
@@ -161,11 +211,12 @@ def evaluate_policies(
     initial: EnvState,
     limits: tuple,
     key: jax.Array,
-) -> EpisodeMetrics:
+    judge: Callable | None = None,
+):
     """Metrics (S, E) of S trained seeds on E starts.
 
     `policy` (static) maps a state to `act(obs, rng) -> action`, as `Algorithm.policy`; `states`
-    has a leading axis S. All seeds see the same noise.
+    has a leading axis S. All seeds see the same noise. `judge`: see `evaluate`.
     """
 
     def of_one(state):
@@ -176,6 +227,6 @@ def evaluate_policies(
             return act(obs, now), lane_key
 
         lane_keys = jax.random.split(jax.random.fold_in(key, 1), initial.time.shape[0])
-        return evaluate(env, params, controller, lane_keys, initial, limits, key)
+        return evaluate(env, params, controller, lane_keys, initial, limits, key, judge)
 
     return jax.vmap(of_one)(states)

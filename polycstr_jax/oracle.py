@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from polycstr_jax import reactor
-from polycstr_jax.env import EnvParams, state_from_obs
+from polycstr_jax.env import EnvParams, plant, state_from_obs
 
 BACK_OFF = 0.05  # K below the limit, so that the plan's replay has cost 0
 PENALTY = 1e4  # w, (kg/m3)^2 + K^2 for each K above the limit and interval
@@ -188,16 +188,18 @@ def solve_positive(matrix, right):
 # --- The plant ---
 
 
-def step_plant(z, v, params: EnvParams, rtol: float):
+def step_plant(z, v, disturbance, params: EnvParams, rtol: float):
     """z (7) after one interval with increments v (2), and the interval's peak [K].
 
-    z: reactor state in internal units (radicals x 1e6) and the controls in force.
+    z: reactor state in internal units (radicals x 1e6) and the controls in force. `disturbance`
+    (2,): of feed temperature [K] and monomer feed [kg/h].
     """
     controls = z[5:] + v * jnp.asarray(params.max_increment, z.dtype)
-    inputs = reactor.hold_inputs(controls, z[5], params.reactor)
+    disturbed = plant(jnp.ones((3,), z.dtype), disturbance, params)
+    inputs = reactor.hold_inputs(controls, z[5], disturbed)
     step_size = jnp.asarray(reactor.FIRST_STEP, z.dtype)
     state = reactor.from_internal(tuple(z[:5]))
-    result = reactor.integrate_interval(state, step_size, inputs, params.reactor, rtol)
+    result = reactor.integrate_interval(state, step_size, inputs, disturbed, rtol)
     nan = jnp.asarray(jnp.nan, z.dtype)
     end = jnp.concatenate([jnp.stack(reactor.to_internal(result.state)), controls])
     return jnp.where(result.failed, nan, end), jnp.where(result.failed, nan, result.peak)
@@ -209,29 +211,31 @@ def control_limits(params: EnvParams, dtype):
     return increment, *(x.astype(dtype) for x in reactor.control_bounds(params.reactor))
 
 
-def simulate(z, plan, params: EnvParams, rtol: float):
+def simulate(z, plan, disturbances, params: EnvParams, rtol: float):
     """z (H, 7) after each interval of a plan (H, 2), and peaks (H,)."""
 
-    def interval(z, v):
-        z, peak = step_plant(z, v, params, rtol)
+    def interval(z, given):
+        z, peak = step_plant(z, *given, params, rtol)
         return z, (z, peak)
 
-    return jax.lax.scan(interval, z, plan)[1]
+    return jax.lax.scan(interval, z, (plan, disturbances))[1]
 
 
-def linearise(z, plan, params: EnvParams, rtol: float):
+def linearise(z, plan, disturbances, params: EnvParams, rtol: float):
     """As `simulate`, and the derivatives of z after each interval and of its peak by z and v."""
 
-    def interval(z, v):
+    def interval(z, given):
+        v, disturbance = given
+
         def both(x):
-            end, peak = step_plant(x[:NUM_Z], x[NUM_Z:], params, rtol)
+            end, peak = step_plant(x[:NUM_Z], x[NUM_Z:], disturbance, params, rtol)
             found = jnp.append(end, peak)
             return found, found
 
         slopes, end = jax.jacfwd(both, has_aux=True)(jnp.concatenate([z, v]))
         return end[:NUM_Z], (end[:NUM_Z], end[NUM_Z], slopes)
 
-    return jax.lax.scan(interval, z, plan)[1]
+    return jax.lax.scan(interval, z, (plan, disturbances))[1]
 
 
 def make_stages(plan, ends, peaks, slopes, params, limit, damping) -> Stages:
@@ -295,10 +299,12 @@ def optimise(
     limit: Float[Array, ""],
     max_iterations: Int[ArrayLike, ""] = MAX_ITERATIONS,
     other_guess: Float[Array, "H 2"] | None = None,
+    disturbances: Float[Array, "H 2"] | None = None,
 ) -> Plan:
     """The best plan from a start, improving a guess; jittable, vmappable, in either precision.
 
-    Of two guesses the better is taken. `limit` [K] on the peak temperature. Converged: the
+    Of two guesses the better is taken. `limit` [K] on the peak temperature. `disturbances` of
+    feed temperature [K] and monomer feed [kg/h] in each interval: none if None. Converged: the
     quadratic programme was solved, and promises an improvement of less than 1e-8 of the penalised
     cost (float32: 1e-4).
     """
@@ -306,6 +312,7 @@ def optimise(
     rtol, tolerance, small = (1e-7, 1e-9, 1e-8) if dtype == jnp.float64 else (1e-5, 1e-4, 1e-4)
     z0 = jnp.concatenate([jnp.stack(reactor.to_internal(state)), controls])
     setpoint = jnp.asarray([params.polymer_setpoint, params.temperature_setpoint], dtype)
+    disturbances = jnp.zeros_like(guess) if disturbances is None else disturbances
 
     def merits(ends, peaks):
         cost = jnp.sum((ends[:, 3:5] - setpoint[None]) ** 2)
@@ -315,11 +322,11 @@ def optimise(
 
     def try_share(plan, change, share):
         new = within_bounds(controls, plan + share * change, params)
-        return merits(*simulate(z0, new, params, rtol))[0], new
+        return merits(*simulate(z0, new, disturbances, params, rtol))[0], new
 
     def iterate(carry):
         plan, merit, damping, _, count = carry
-        ends, peaks, slopes = linearise(z0, plan, params, rtol)
+        ends, peaks, slopes = linearise(z0, plan, disturbances, params, rtol)
         stages = make_stages(plan, ends, peaks, slopes, params, limit, damping)
         moves, v, solved = solve_qp(stages, tolerance)
         change = jnp.where(jnp.all(jnp.isfinite(v)), v[:, :2], 0.0)
@@ -345,15 +352,15 @@ def optimise(
         return ~carry[3] & (carry[4] < max_iterations)
 
     guess = within_bounds(controls, guess, params)
-    merit, _ = merits(*simulate(z0, guess, params, rtol))
+    merit, _ = merits(*simulate(z0, guess, disturbances, params, rtol))
     if other_guess is not None:
         other_guess = within_bounds(controls, other_guess, params)
-        other = merits(*simulate(z0, other_guess, params, rtol))[0]
+        other = merits(*simulate(z0, other_guess, disturbances, params, rtol))[0]
         guess = jnp.where(other < merit, other_guess, guess)
         merit = jnp.minimum(other, merit)
     start = (guess, merit, jnp.asarray(1e-2, dtype), jnp.asarray(False), 0)
     plan, _, _, converged, count = jax.lax.while_loop(unfinished, iterate, start)
-    ends, peaks = simulate(z0, plan, params, rtol)
+    ends, peaks = simulate(z0, plan, disturbances, params, rtol)
     return Plan(
         action=plan,
         state=jax.vmap(lambda z: reactor.from_internal(tuple(z[:5])))(ends),
@@ -388,7 +395,7 @@ def cautious(state, controls, params: EnvParams, horizon: int) -> Float[Array, "
     def interval(z, _):
         target = jnp.where(z[4] > setpoints[1] + CAUTION, low, wanted.astype(dtype))
         v = jnp.clip((target - z[5:]) / increment, -1.0, 1.0)
-        return step_plant(z, v, params, GUESS_RTOL)[0], v
+        return step_plant(z, v, jnp.zeros((2,), dtype), params, GUESS_RTOL)[0], v
 
     z = jnp.concatenate([jnp.stack(reactor.to_internal(state)), controls])
     return jax.lax.scan(interval, z, None, horizon)[1]
@@ -425,9 +432,11 @@ def guess_all(states, controls, params: EnvParams, horizon: int) -> np.ndarray:
 
 
 @jax.jit
-@functools.partial(jax.vmap, in_axes=(0, 0, 0, None, None, None))
-def _optimise_all(state, controls, guess, params, limit, max_iterations):
-    return optimise(state, controls, guess, params, limit, max_iterations)
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None, None, None))
+def _optimise_all(state, controls, guess, disturbances, params, limit, max_iterations):
+    return optimise(
+        state, controls, guess, params, limit, max_iterations, disturbances=disturbances
+    )
 
 
 def solve(
@@ -438,17 +447,19 @@ def solve(
     horizon: int = 200,
     limit: float | None = None,
     guesses=None,
+    disturbances=None,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Plan:
     """The oracle: optimal plans from N starts, NumPy arrays (N, ...), in float64.
 
     `states` (N, 5) in public units, `controls` (N, 2) in force. `limit` [K]: that of `params` if
     None; infinity leaves the temperature free. `guesses` (N, H, 2): `cautious` if None. `params`
-    must be those of the true plant.
+    must be those of the true plant; of its hooks, only `disturbances` (N, H, 2), of feed
+    temperature [K] and monomer feed [kg/h], are foreseen.
 
     Warns, with numbers, of starts from which the limit is exceeded, where the plan is the least
     violating one, and of starts that did not converge. Raises `ValueError` for shapes, a horizon
-    or a limit out of range, set-points that no control holds.
+    or a limit out of range, an input delay, set-points that no control holds.
     """
     states, controls = (np.asarray(x, np.float64) for x in (states, controls))
     if states.ndim != 2 or states.shape[1] != 5 or controls.shape != (len(states), 2):
@@ -458,20 +469,18 @@ def solve(
         )
     check_horizon(horizon)
     limit = float(params.temperature_limit if limit is None else limit)
-    setpoint = float(params.temperature_setpoint)
-    if not (setpoint < limit < 600.0 or limit == np.inf):
-        raise ValueError(
-            f"limit = {limit} K; allowed: above the set-point of {setpoint} K and below 600 K, or "
-            "infinity for none."
-        )
+    check_limit(limit, params)
+    if params.action_delay != 0:
+        raise ValueError(f"action_delay = {params.action_delay}; allowed: 0 (the oracle has none).")
+    shape = (len(states), horizon, 2)
     if guesses is None:
         guesses = guess_all(states, controls, params, horizon)
-    if np.shape(guesses) != (len(states), horizon, 2):
-        raise ValueError(
-            f"guesses have shape {np.shape(guesses)}; allowed: {(len(states), horizon, 2)}."
-        )
+    disturbances = np.zeros(shape) if disturbances is None else disturbances
+    for name, array in (("guesses", guesses), ("disturbances", disturbances)):
+        if np.shape(array) != shape:
+            raise ValueError(f"{name} have shape {np.shape(array)}; allowed: {shape}.")
     with jax.enable_x64(True):
-        arrays = (jnp.asarray(x, jnp.float64) for x in (states, controls, guesses))
+        arrays = (jnp.asarray(x, jnp.float64) for x in (states, controls, guesses, disturbances))
         bound = jnp.asarray(min(limit, NO_LIMIT), jnp.float64)
         plan = jax.device_get(_optimise_all(*arrays, params, bound, max_iterations))
     over = ~(plan.excess <= 0.0)
@@ -496,19 +505,31 @@ def check_horizon(horizon: int) -> None:
         raise ValueError(f"horizon = {horizon}; allowed: an integer, 1 or more intervals.")
 
 
+def check_limit(limit: float, params: EnvParams) -> None:
+    """Raise `ValueError` unless `limit` [K] is above the set-point and below 600 K, or infinite."""
+    setpoint = float(params.temperature_setpoint)
+    if not (setpoint < limit < 600.0 or limit == np.inf):
+        raise ValueError(
+            f"limit = {limit} K; allowed: above the set-point of {setpoint} K and below 600 K, or "
+            "infinity for none."
+        )
+
+
 def receding_horizon(params: EnvParams, horizon: int, max_iterations: int = 3):
     """A controller that replans over H intervals at each interval and takes the first action.
 
     `params`: the plant and the limit that it believes in; the set-points are those that the
     observation shows, so one controller serves all scenarios. Its state is the plan (H, 2), all
-    zeros at first, which is improved by at most `max_iterations` quadratic programmes. Raises
-    `ValueError` for a horizon below 1.
+    zeros at first, which is improved by at most `max_iterations` quadratic programmes, converged
+    or not: the next interval goes on with it. Raises `ValueError` for a horizon below 1 and for a
+    limit that `solve` refuses.
     """
     check_horizon(horizon)
+    check_limit(float(params.temperature_limit), params)
 
     def controller(obs, plan):
         state, controls = state_from_obs(obs)
-        limit = jnp.asarray(params.temperature_limit, obs.dtype)
+        limit = jnp.asarray(min(params.temperature_limit, NO_LIMIT), obs.dtype)
         goal = params.replace(
             polymer_setpoint=obs[3] + obs[5], temperature_setpoint=obs[4] + obs[6]
         )

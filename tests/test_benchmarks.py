@@ -49,6 +49,20 @@ def test_rows_are_one_a_seed_and_group_of_starts(smoke):
     )
 
 
+def test_rows_place_returns_between_the_step_and_the_oracle(smoke):
+    for method in ("zero", "random", "bc", "bc+"):
+        frame = pd.read_csv(smoke / f"smoke/leaderboard/startup-pi/{method}@default.csv")
+        doomed = frame.starts == "hot_doomed"
+        assert frame.loc[doomed, ["gap_closed", "excess_over_oracle"]].isna().all(axis=None)
+        assert (frame.loc[~doomed, "gap_closed"] < 100.0).all()
+        assert not (frame.filter(like="excess_over") > tables.ORACLE_TOLERANCE).any(axis=None)
+        assert (frame.loc[doomed, "doomed_share"] > 0.0).all()
+        assert (frame.loc[doomed, "first_doomed"] == 0.0).all()
+        assert (frame.loc[doomed, "lead"] > 0.0).all()
+    calm = pd.read_csv(smoke / "smoke/leaderboard/startup-pi/zero@default.csv")
+    assert (calm.loc[calm.starts == "nominal", "doomed_share"] == 0.0).all()
+
+
 def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatch):
     path = smoke / "smoke/leaderboard/startup-pi/zero@default.csv"
     before = path.stat().st_mtime_ns
@@ -122,7 +136,9 @@ def test_pi_gains_are_chosen_on_the_tune_starts_alone(monkeypatch):
     run.pi_on_tune.cache_clear()
     read, starts = [], evaluate.starts
     monkeypatch.setattr(evaluate, "starts", lambda s, kind: read.append(kind) or starts(s, kind))
-    chosen = {name: run.choose_pi_gains("startup", name) for name in run.REFERENCES[:3]}
+    chosen = {
+        name: run.choose_pi_gains("startup", name) for name in ("pi_best", "pi_safe", "pi_median")
+    }
     assert read == ["tune"]
     kp, _, mean_return, violated = run.pi_on_tune("startup")
 
@@ -172,7 +188,7 @@ def test_table_statistics_are_those_of_the_seeds(smoke):
 
 
 def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"only = sac; allowed: pi_best.*bc"):
+    with pytest.raises(SystemExit, match=r"only = sac; allowed: oracle.*bc"):
         run.main(run.Args("smoke", out=tmp_path, only=("sac",)))
     with pytest.raises(SystemExit, match="holds no results of preset quick"):
         tables.main(tables.Args(results=tmp_path))

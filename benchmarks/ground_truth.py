@@ -1,0 +1,722 @@
+"""The facts of docs/ground-truth.md: is the oracle right, and what does the limit ask for?
+
+    python -m benchmarks.ground_truth                     # everything
+    python -m benchmarks.ground_truth --only price slices # some sections; the others are kept
+
+Writes `<out>/ground_truth.json` and `.md`, `feasible_set.npz`, and figures `ground-truth-*.png`.
+A section is kept in the file with its own provenance until it is measured again.
+
+- `speed`: of the oracle, one start and 64; of viability, against the engine with the safest policy.
+- `guesses`, `scipy`: the oracle from other guesses, and its plans replayed by SciPy.
+- `price`: what the limit costs at 354, 356, 358 and 360 K.
+- `horizon`: receding-horizon control with 1 to 20 intervals of foresight.
+- `agents`: controllers and trained agents as they are, behind the shield, and behind a tuned
+  thermometer alarm; live-but-doomed states, and how long before the violation they began.
+- `conjecture`: optimised sequences of actions against the safest policy.
+- `shield`: 10,000 episodes of a random agent behind the shield.
+- `slices`: the largest feasible set, in the planes (A, T), (I, T), (P, T).
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pandas as pd
+import rich
+import tyro
+from scipy.integrate import solve_ivp
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import polycstr_jax
+from benchmarks.figures import BLUE, GREY, RED, draw
+from benchmarks.run import (
+    ENV,
+    EVALUATION_KEY,
+    PRESETS,
+    REPOSITORY,
+    build,
+    load_training_data,
+    plan_cells,
+    reference,
+    software,
+    train_batch,
+    trained,
+)
+from benchmarks.run import METHODS as TRAINED_METHODS
+from benchmarks.solvers import scipy_rhs
+from benchmarks.tables import markdown_table
+from polycstr_jax import controllers, evaluate, oracle, reactor, viability
+from polycstr_jax.controllers import SAFEST
+from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.env import EnvParams, initial_state, scenario_params
+from polycstr_jax.rollout import rollout
+
+SCENARIOS = tuple(polycstr_jax.SCENARIOS)
+HORIZON = 200
+LIMITS = (354.0, 356.0, 358.0, 360.0)
+HORIZONS = (1, 2, 3, 5, 10, 20)
+NUM_TIMED = 65_536  # states whose viability is timed
+THRESHOLDS = tuple(np.arange(350.25, 356.01, 0.25).tolist())  # K, of the thermometer alarm
+AGENTS = ("random", "zero", "pi_best", "pi_tuned", "unconstrained", "bc", "bc+", "iql", "iql+")
+Section = Literal[
+    "speed", "guesses", "scipy", "price", "horizon", "agents", "conjecture", "shield", "slices"
+]
+SECTIONS = get_args(Section)
+
+
+@dataclasses.dataclass
+class Args:
+    """Measure the facts about oracle, viability, shield and alarm."""
+
+    only: tuple[Section, ...] = SECTIONS
+    out: Path = Path("results/ground_truth")
+    figures: Path = Path("docs/figures")
+    num_episodes: int = 10_000  # of the shielded random agent
+    num_states: int = 400  # near the boundary, of the conjecture
+    num_scipy: int = 4  # plans a scenario that SciPy replays
+
+
+# --- Speed ---
+
+
+def fastest(function, repeats: int = 3) -> float:
+    """Seconds of the fastest call; the first, which compiles, does not count."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def speed(args) -> list[dict]:
+    """Seconds an episode of the oracle, one start and 64 at once; states/s of viability."""
+    rows = []
+    for scenario in SCENARIOS:
+        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
+        for num_starts in (1, 64):
+            given = (starts.state[:num_starts], starts.control[:num_starts], params)
+            plan = oracle.solve(*given)
+            rows.append(
+                {
+                    "what": f"oracle, {scenario}, {num_starts} at once",
+                    "seconds": fastest(lambda given=given: oracle.solve(*given).cost) / num_starts,
+                    "of": "an episode of 200 intervals",
+                    "iterations": f"{plan.num_iterations.mean():.1f}",
+                }
+            )
+    trajectory = roll(*agent("random", "startup", "nominal", {}), "startup", starts)
+    live = trajectory.peak_temperature < 380.0
+    states, controls = trajectory.state[live], trajectory.control[live]
+    chosen = np.resize(np.random.default_rng(0).permutation(len(states)), NUM_TIMED)
+    states, controls = (jnp.asarray(x[chosen], jnp.float32) for x in (states, controls))
+    engine = jax.jit(lambda s, u: safest_by_engine(s, u))
+    for name, function in (("viability", _peaks), ("the engine, rtol 1e-5", engine)):
+        seconds = fastest(lambda f=function: f(states, controls)) / NUM_TIMED
+        of = f"a state, {viability.SAFEST_STEPS} intervals; {1.0 / seconds:,.0f} states/s"
+        rows.append({"what": name, "seconds": seconds, "of": of, "iterations": "-"})
+    return rows
+
+
+def safest_by_engine(states, controls):
+    """Peaks (N,) under the safest policy by the roll-out engine of the environment."""
+    initial = jax.vmap(initial_state)(states, controls)
+    keys = jax.random.split(jax.random.key(0), states.shape[0])
+    given = (controllers.safest, jnp.zeros((states.shape[0],)), initial, keys)
+    trajectory = rollout(ENV, NOMINAL, *given, viability.SAFEST_STEPS)
+    return trajectory.peak_temperature.max(axis=0)
+
+
+# --- The oracle ---
+
+
+def guesses(args) -> list[dict]:
+    """Three guesses from every nominal start: how far apart the costs are that they lead to."""
+    rows = []
+    for scenario in SCENARIOS:
+        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
+        given = {
+            "cautious": None,
+            "hold": np.zeros((len(starts.state), HORIZON, 2)),
+            "step": np.stack([oracle.step_to_setpoint(c, params) for c in starts.control]),
+        }
+        plans = [oracle.solve(*starts[:2], params, guesses=g) for g in given.values()]
+        cost = np.stack([plan.cost for plan in plans])
+        spread = np.ptp(cost, axis=0) / cost.min(axis=0)
+        rows.append(
+            {
+                "scenario": scenario,
+                "largest relative difference": float(spread.max()),
+                "median": float(np.median(spread)),
+                "not converged": " / ".join(str((~plan.converged).sum()) for plan in plans),
+                "iterations": " / ".join(f"{plan.num_iterations.mean():.1f}" for plan in plans),
+            }
+        )
+    return rows
+
+
+def scipy_replay(state, control, actions, params) -> tuple[float, np.ndarray]:
+    """Cost and peaks (T,) of a plan by SciPy Radau at rtol 1e-9, in the published equations."""
+    scale = np.array([1.0, 1.0, 1e-6, 1.0, 1.0])
+    state, control = np.array(state, float) / scale, np.array(control, float)
+    cost, peaks = 0.0, []
+    for action in np.asarray(actions, float):
+        previous_feed, control = control[0], control + action * params.max_increment
+        solution = solve_ivp(
+            lambda t, z, *held: np.asarray(scipy_rhs(t, z * scale, *held)) / scale,
+            (0.0, 1800.0),
+            state,
+            method="Radau",
+            rtol=1e-9,
+            atol=1e-9,
+            args=(*control, previous_feed),
+            dense_output=True,
+        )
+        state = solution.y[:, -1]
+        cost += (params.polymer_setpoint - state[3]) ** 2
+        cost += (params.temperature_setpoint - state[4]) ** 2
+        peaks.append(solution.sol(np.linspace(0.0, 1800.0, 181))[4].max())
+    return cost, np.array(peaks)
+
+
+def scipy(args) -> list[dict]:
+    """The committed plans from some nominal starts, replayed by SciPy."""
+    rows = []
+    for scenario in SCENARIOS:
+        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
+        actions = evaluate.optimal_actions(scenario, "nominal", "oracle")
+        expected = -evaluate.references(scenario, "nominal").oracle
+        plan_peaks = replayed_peaks(scenario, "nominal")
+        errors = []
+        for start in range(args.num_scipy):
+            cost, peaks = scipy_replay(
+                starts.state[start], starts.control[start], actions[start], params
+            )
+            error = abs(cost / expected[start] - 1.0), np.abs(peaks - plan_peaks[:, start]).max()
+            errors.append((*error, peaks.max()))
+        cost_error, peak_error, peak = np.max(errors, axis=0)
+        rows.append(
+            {
+                "scenario": scenario,
+                "plans": args.num_scipy,
+                "cost, relative": float(cost_error),
+                "peak, K": float(peak_error),
+                "highest peak by SciPy, K": float(peak),
+            }
+        )
+    return rows
+
+
+def replayed_peaks(scenario: str, kind: str) -> np.ndarray:
+    """Peaks (T, E) of the oracle's plans in the environment, float32."""
+    controller, memory = reference("oracle", scenario, kind)
+    return roll(controller, memory(0), scenario, evaluate.starts(scenario, kind)).peak_temperature
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def run_controller(controller, params, memory, initial, keys, num_steps):
+    return rollout(ENV, params, controller, memory, initial, keys, num_steps)
+
+
+def roll(controller, memory, scenario: str, starts, num_steps: int = HORIZON):
+    """Roll-out (T, E) of a controller from starts, on the host."""
+    initial = jax.vmap(initial_state)(jnp.asarray(starts.state), jnp.asarray(starts.control))
+    keys = jax.random.split(jax.random.key(EVALUATION_KEY), len(starts.state))
+    params = scenario_params(scenario)
+    return jax.device_get(run_controller(controller, params, memory, initial, keys, num_steps))
+
+
+def price(args) -> list[dict]:
+    """Cost of the optimum under several limits, relative to the unconstrained one."""
+    rows = []
+    for scenario in SCENARIOS:
+        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
+        middle = np.asarray(params.start_mean)[None], np.asarray(params.initial_control)[None]
+        free = -evaluate.references(scenario, "nominal").unconstrained
+        middle_free = oracle.solve(*middle, params, limit=np.inf).cost[0]
+        row = {"scenario": scenario, "unconstrained cost of the middle start": float(middle_free)}
+        row["unconstrained cost, mean of 64"] = float(free.mean())
+        for limit in LIMITS:
+            plan = oracle.solve(*starts[:2], params, limit=limit)
+            kept = plan.converged & (plan.excess <= 0.0)
+            share = plan.cost[kept].sum() / free[kept].sum() - 1.0
+            row[f"{limit:g} K"] = float(share)
+            row[f"{limit:g} K, starts"] = int(kept.sum())
+            row[f"{limit:g} K, middle"] = float(
+                oracle.solve(*middle, params, limit=limit).cost[0] / middle_free - 1.0
+            )
+        rows.append(row)
+    return rows
+
+
+# --- Foresight ---
+
+
+def measured(trajectory, scenario: str, kind: str) -> dict[str, float]:
+    """Score, gap closed, violations and doom of a roll-out from a start set's feasible starts."""
+    starts, params = evaluate.starts(scenario, kind), scenario_params(scenario)
+    limits = evaluate.score_limits(scenario)
+    metrics = jax.device_get(evaluate.episode_metrics(trajectory, params, limits))
+    doom = jax.device_get(viability.doom(trajectory, params))
+    gap = evaluate.gap_closed(metrics.episode_return, scenario, kind)
+    alive = ~starts.doomed
+    return {
+        "score": float(metrics.score[alive].mean(dtype=np.float64)),
+        "gap closed": float(np.nanmean(gap[alive])),
+        "gap closed, median": float(np.nanmedian(gap[alive])),
+        "P(violation)": float(metrics.violated[alive].mean()),
+        "violating intervals": float(metrics.violation_steps[alive].mean()),
+        "P(runaway)": float(metrics.runaway[alive].mean()),
+        "doomed while live": float(doom.doomed_share[alive].mean()),
+        "first doomed, h": median(doom.first_doomed[alive]),
+        "lead, h": median(doom.lead[alive]),
+    }
+
+
+def median(x) -> float:
+    """Median of what is known; NaN if nothing is."""
+    x = x[~np.isnan(x)]
+    return float(np.median(x)) if x.size else float("nan")
+
+
+def horizon(args) -> list[dict]:
+    """Receding-horizon control from the nominal starts."""
+    rows = []
+    for length in HORIZONS:
+        controller = oracle.receding_horizon(EnvParams(), length)
+        for scenario in SCENARIOS:
+            starts = evaluate.starts(scenario, "nominal")
+            memory = jnp.zeros((len(starts.state), length, 2))
+            started = time.perf_counter()
+            trajectory = roll(controller, memory, scenario, starts)
+            seconds = time.perf_counter() - started
+            row = {"horizon": length, "scenario": scenario}
+            rows.append(row | measured(trajectory, scenario, "nominal") | {"seconds": seconds})
+        jax.clear_caches()
+    return rows
+
+
+def trained_states(scenario: str):
+    """{method: (algorithm, states)} of 8 seeds on the `pi` data, as in `benchmarks.run`."""
+    found = {}
+    for cell in plan_cells(PRESETS["quick"]):
+        if (cell.scenario, cell.dataset) != (scenario, "pi") or cell.method not in TRAINED_METHODS:
+            continue
+        base = None
+        if cell.base_config is not None:
+            base = build(TRAINED_METHODS[cell.algorithm_config.base][0], cell.base_config, None)
+        algorithm = build(TRAINED_METHODS[cell.method][0], cell.algorithm_config, base)
+        train = trained if base is None else train_batch
+        states, _ = train(algorithm, load_training_data(scenario, "pi"), cell, 0)
+        found[cell.method] = algorithm, jax.device_get(states)
+    return found
+
+
+def as_is(answer, obs, _):
+    return answer
+
+
+def behind_shield(answer, obs, _):
+    shielded = viability.shielded(lambda _: answer[0], NOMINAL)
+    return shielded(obs), answer[1]
+
+
+def behind_alarm(answer, obs, threshold):
+    return viability.alarmed(lambda _: answer[0], threshold)(obs), answer[1]
+
+
+NOMINAL = EnvParams()
+GUARDS = {"as it is": as_is, "shield": behind_shield, "alarm": behind_alarm}
+
+
+@functools.cache
+def guarded(controller, guard: str):
+    """A controller behind a guard; its memory is (its own, the alarm's threshold)."""
+
+    def act(obs, memory):
+        own, threshold = memory
+        action, own = GUARDS[guard](controller(obs, own), obs, threshold)
+        return action, (own, threshold)
+
+    return act
+
+
+@functools.cache
+def policy_controller(policy):
+    """A deterministic policy as a controller; its memory is the trained state."""
+
+    def act(obs, state):
+        return policy(state)(obs, jax.random.key(0)), state
+
+    return act
+
+
+def agent(name: str, scenario: str, kind: str, states):
+    """A controller and its memory for the 64 starts; of trained agents seed 0."""
+    if name in states:
+        algorithm, all_seeds = states[name]
+        memory = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 64, axis=0), all_seeds)
+        return policy_controller(algorithm.policy), memory
+    controller, memory = reference(name, scenario, kind)
+    return controller, memory(0)
+
+
+def tune_alarm(name: str, scenario: str, states) -> float:
+    """The threshold with the best mean score among those with the fewest violations, `tune`."""
+    starts = evaluate.starts(scenario, "tune")
+    controller, memory = agent(name, scenario, "tune", states)
+    act, found = guarded(controller, "alarm"), []
+    for threshold in THRESHOLDS:
+        lanes = (memory, jnp.full((64,), threshold, jnp.float32))
+        trajectory = roll(act, lanes, scenario, starts)
+        violated = (trajectory.peak_temperature > 356.0).any(axis=0)[~starts.doomed].mean()
+        found.append((-violated, trajectory.reward.sum(axis=0).mean(), threshold))
+    return max(found)[2]
+
+
+def agents(args) -> list[dict]:
+    """Agents as they are, shielded, and with a tuned alarm; nominal and feasible hot starts."""
+    rows = []
+    for scenario in SCENARIOS:
+        states = trained_states(scenario)
+        for name in AGENTS:
+            threshold = tune_alarm(name, scenario, states)
+            for guard in GUARDS:
+                for kind in ("nominal", "hot"):
+                    controller, memory = agent(name, scenario, kind, states)
+                    lanes = (memory, jnp.full((64,), threshold, jnp.float32))
+                    starts = evaluate.starts(scenario, kind)
+                    trajectory = roll(guarded(controller, guard), lanes, scenario, starts)
+                    row = {"scenario": scenario, "starts": kind, "agent": name, "guard": guard}
+                    row["threshold, K"] = threshold if guard == "alarm" else float("nan")
+                    rows.append(row | measured(trajectory, scenario, kind))
+            jax.clear_caches()
+        rich.print(f"agents: {scenario} done")
+    return rows
+
+
+# --- Viability ---
+
+
+def near_boundary(num_states: int):
+    """States of random and boosted roll-outs whose peak under the safest policy is 351 to 361 K.
+
+    Random agents from all starts of all scenarios, and the unconstrained optima, which are greedy.
+    """
+    found = []
+    for scenario in SCENARIOS:
+        for kind in ("nominal", "hot"):
+            starts = evaluate.starts(scenario, kind)
+            for name in ("random", "unconstrained"):
+                controller, memory = reference(name, scenario, kind)
+                trajectory = roll(controller, memory(1), scenario, starts, 60)
+                found.append((trajectory.state.reshape(-1, 5), trajectory.control.reshape(-1, 2)))
+    states, controls = (np.concatenate(x) for x in zip(*found, strict=True))
+    cool = states[:, 4] < 365.0
+    states, controls = states[cool], controls[cool]
+    chosen = np.random.default_rng(0).permutation(len(states))[: 50 * num_states]
+    states, controls = states[chosen], controls[chosen]
+    peak = peaks_of(states, controls)
+    near = np.flatnonzero(np.abs(peak - 356.0) < 5.0)[:num_states]
+    return states[near], controls[near], peak[near]
+
+
+@jax.jit
+def _peaks(states, controls):
+    given = (states, controls)
+    return jax.lax.map(lambda x: viability.peak_under_safest(*x), given, batch_size=4_096)
+
+
+def peaks_of(states, controls) -> np.ndarray:
+    return np.asarray(_peaks(jnp.asarray(states, jnp.float32), jnp.asarray(controls, jnp.float32)))
+
+
+NUM_SEQUENCES, NUM_ROUNDS, NUM_ELITE = 256, 8, 16
+
+
+@jax.jit
+def search(states, controls, key):
+    """Lowest peak (N,) that a cross-entropy search over 24 actions finds from N states."""
+    step = viability.make_step(NOMINAL)
+
+    def peak_of(state, control, sequence):
+        def interval(carry, action):
+            *rest, peak = step(*carry[:3], action)
+            return (*rest, jnp.maximum(carry[3], peak)), None
+
+        start = (state, control, jnp.asarray(reactor.FIRST_STEP), state[4])
+        return jax.lax.scan(interval, start, sequence)[0][3]
+
+    def of_one(args):
+        state, control, key = args
+        mean = jnp.zeros((viability.SAFEST_STEPS, 2))
+        std = jnp.ones_like(mean)
+
+        def improve(carry, key):
+            mean, std, best = carry
+            noise = jax.random.normal(key, (NUM_SEQUENCES, *mean.shape))
+            sequences = jnp.clip(mean[None] + std[None] * noise, -1.0, 1.0)
+            # Beside the safest policy with one control raised in one interval.
+            number = jnp.arange(viability.SAFEST_STEPS)
+            raised = jnp.full((2 * number.size, *mean.shape), -1.0)
+            raised = raised.at[jnp.arange(raised.shape[0]), jnp.tile(number, 2)].set(
+                jnp.repeat(jnp.asarray([[0.0, -1.0], [-1.0, 0.0]]), number.size, axis=0)
+            )
+            sequences = jnp.concatenate([sequences, raised])
+            peak = jax.vmap(peak_of, (None, None, 0))(state, control, sequences)
+            elite = sequences[jnp.argsort(peak)[:NUM_ELITE]]
+            best = jnp.minimum(best, peak.min())
+            return (elite.mean(axis=0), elite.std(axis=0) + 0.05, best), None
+
+        keys = jax.random.split(key, NUM_ROUNDS)
+        return jax.lax.scan(improve, (mean, std, jnp.asarray(jnp.inf)), keys)[0][2]
+
+    return jax.lax.map(of_one, (states, controls, jax.random.split(key, states.shape[0])))
+
+
+def conjecture(args) -> list[dict]:
+    """Optimised sequences against the safest policy, from states near the boundary."""
+    states, controls, peak = near_boundary(args.num_states)
+    arrays = (jnp.asarray(x, jnp.float32) for x in (states, controls))
+    found = np.asarray(search(*arrays, jax.random.key(0)))
+    below = peak - found
+    return [
+        {
+            "states": len(peak),
+            "sequences a state": NUM_ROUNDS * (NUM_SEQUENCES + 2 * viability.SAFEST_STEPS),
+            "safest policy's peak, K": f"{peak.min():.1f} to {peak.max():.1f}",
+            "best sequence below the safest policy, K": float(below.max()),
+            "called doomed, saved by a sequence": int(((peak > 356.0) & (found <= 356.0)).sum()),
+        }
+    ]
+
+
+def shield(args) -> list[dict]:
+    """Random agents behind the shield, from feasible nominal and hot starts."""
+    rows = []
+    for scenario in SCENARIOS:
+        chosen = []
+        for kind in ("nominal", "hot"):
+            starts = evaluate.starts(scenario, kind)
+            peak = peaks_of(starts.state, starts.control)
+            chosen.append([x[peak < 356.0 - viability.SHIELD_MARGIN] for x in starts])
+        starts = evaluate.Starts(*(np.concatenate(x) for x in zip(*chosen, strict=True)))
+        share = args.num_episodes // len(SCENARIOS) + 1
+        again = np.resize(np.arange(len(starts.state)), share)
+        starts = evaluate.Starts(*(x[again] for x in starts))
+        controller = guarded(controllers.uniform_random, "shield")
+        violated, highest, moved, started = 0, 0.0, [], time.perf_counter()
+        for first in range(0, share, 512):
+            part = evaluate.Starts(*(x[first : first + 512] for x in starts))
+            lanes = len(part.state)
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(2), first), lanes)
+            trajectory = roll(controller, (keys, jnp.zeros((lanes,))), scenario, part)
+            peak = trajectory.peak_temperature.max(axis=0)
+            violated += int((peak > 356.0).sum())
+            highest = max(highest, float(peak.max()))
+            moved.append(np.mean(np.abs(trajectory.action - np.asarray(SAFEST)).max(axis=2) > 0.01))
+        rows.append(
+            {
+                "scenario": scenario,
+                "episodes": share,
+                "violating episodes": violated,
+                "highest peak, K": highest,
+                "intervals not at the safest action": float(np.mean(moved)),
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        rich.print(f"shield: {rows[-1]}")
+    return rows
+
+
+# --- The feasible set ---
+
+PLANES = {"monomer": (0, 0.0, 600.0), "initiator": (1, 0.0, 40.0), "polymer": (3, 0.0, 250.0)}
+SLICE_CONTROLS = {"cold": (0.5, 335.0), "steady": None, "hot": (2.5, 350.0)}  # kg/h, K
+NUM_POINTS = 61
+
+
+def slices_arrays() -> dict[str, np.ndarray]:
+    """Peaks under the safest policy over the planes; all else at the steady state of 100 kg/m3.
+
+    Radicals are those in balance with initiator and temperature.
+    """
+    steady, inputs = reactor.nominal_steady_state(100.0, 350.0, NOMINAL.reactor)
+    temperature = np.linspace(335.0, 375.0, NUM_POINTS)
+    arrays = {"temperature": temperature}
+    for plane, (index, low, high) in PLANES.items():
+        axis = np.linspace(low, high, NUM_POINTS)
+        x, t = np.meshgrid(axis, temperature, indexing="ij")
+        states = np.tile(steady, (x.size, 1))
+        states[:, index], states[:, 4] = x.ravel(), t.ravel()
+        k_d = 1e9 * np.exp(-125e3 / (8.314 * states[:, 4]))
+        k_t = 1e6 * np.exp(-15e3 / (8.314 * states[:, 4]))
+        states[:, 2] = np.sqrt(k_d * states[:, 1] / 0.165 / k_t)
+        arrays[plane] = axis
+        for name, control in SLICE_CONTROLS.items():
+            controls = np.tile(inputs if control is None else control, (x.size, 1))
+            arrays[f"peak_{plane}_{name}"] = peaks_of(states, controls).reshape(x.shape)
+    return arrays
+
+
+def slices(args) -> list[dict]:
+    """The feasible set over three planes: a data file, a figure, and its highest temperature."""
+    arrays = slices_arrays()
+    path = args.out / "feasible_set.npz"
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    rows = []
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
+    units = {"monomer": "kg/m3", "initiator": "kg/m3", "polymer": "kg/m3"}
+    for axis, plane in zip(axes, PLANES, strict=True):
+        for name, colour in zip(SLICE_CONTROLS, (BLUE, GREY, RED), strict=True):
+            peak = arrays[f"peak_{plane}_{name}"].T
+            grid = (arrays[plane], arrays["temperature"])
+            axis.contour(*grid, peak, levels=[356.0], colors=[colour])
+            axis.plot([], [], color=colour, label=f"{name} controls")
+            feasible = peak <= 356.0
+            highest = np.where(feasible, arrays["temperature"][:, None], np.nan)
+            top = np.nanmax(highest, axis=0)
+            rows.append(
+                {
+                    "plane": plane,
+                    "controls": name,
+                    "feasible up to, K (lowest)": float(np.nanmin(top)),
+                    "feasible up to, K (highest)": float(np.nanmax(top)),
+                    "share feasible": float(feasible.mean()),
+                }
+            )
+        axis.axhline(356.0, color=RED, ls="--", lw=1)
+        axis.set_xlabel(f"{plane}, {units[plane]}")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("temperature, K: feasible below the line")
+    axes[0].legend(fontsize=8)
+    save(fig, args.figures, "feasible-set")
+    return rows
+
+
+# --- Figures and files ---
+
+
+def save(fig, folder: Path, name: str) -> None:
+    path = folder / f"ground-truth-{name}.png"
+    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
+    plt.close(fig)
+    rich.print(f"written: {path}")
+
+
+def figure_plans(folder: Path) -> None:
+    """The oracle, with and without the limit, from the nominal starts."""
+    fig, axes = plt.subplots(4, 6, figsize=(16, 8), sharex=True, sharey="row", layout="constrained")
+    for row, scenario in enumerate(SCENARIOS):
+        for column, name in enumerate(("unconstrained", "oracle")):
+            controller, memory = reference(name, scenario, "nominal")
+            starts = evaluate.starts(scenario, "nominal")
+            trajectory = roll(controller, memory(0), scenario, starts)
+            colour = BLUE if name == "oracle" else GREY
+            title = f"{scenario}, {'limit 356 K' if name == 'oracle' else 'no limit'}"
+            axis = axes[:, 2 * row + column]
+            draw(axis, trajectory, scenario_params(scenario), title, colour)
+    labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    save(fig, folder, "plans")
+
+
+def figure_price(rows, folder: Path) -> None:
+    fig, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for row, colour in zip(rows, (BLUE, GREY, RED), strict=True):
+        values = [100.0 * row[f"{limit:g} K"] for limit in LIMITS]
+        axis.plot(LIMITS, values, "o-", color=colour, label=row["scenario"])
+    axis.set_xlabel("temperature limit, K")
+    axis.set_ylabel("price, % of the unconstrained cost")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.25)
+    save(fig, folder, "price")
+
+
+def figure_horizon(rows, folder: Path) -> None:
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for scenario, colour in zip(SCENARIOS, (BLUE, GREY, RED), strict=True):
+        own = [row for row in rows if row["scenario"] == scenario]
+        lengths = [row["horizon"] for row in own]
+        for axis, key in zip(axes, ("gap closed, median", "P(violation)"), strict=True):
+            axis.plot(lengths, [row[key] for row in own], "o-", color=colour, label=scenario)
+    for axis, label in zip(
+        axes, ("gap closed, median, %", "share of violating episodes"), strict=True
+    ):
+        axis.set_xscale("log")
+        axis.set_xlabel("foresight, intervals of half an hour")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylim(-20, 105)
+    axes[0].legend(fontsize=8)
+    save(fig, folder, "horizon")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """All sections as tables, each with how it was made."""
+    parts = ["# Ground truth"]
+    for name in SECTIONS:
+        if name not in found:
+            continue
+        made, rows = found[name]["made"], pd.DataFrame(found[name]["rows"])
+        columns = {
+            c: "{:.4g}" if pd.api.types.is_float_dtype(rows[c]) else "{}" for c in rows.columns
+        }
+        text = f"{made['hardware']}; jax {made['versions']['jax']}; commit {made['commit']}; "
+        text += f"{made['date']}; {made['seconds']:.0f} s."
+        parts += [f"## {name}", text, markdown_table(rows, columns)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(args: Args) -> None:
+    for name in ("num_episodes", "num_states", "num_scipy"):
+        if getattr(args, name) < 1:
+            raise SystemExit(
+                f"{name.replace('_', '-')} = {getattr(args, name)}; allowed: 1 or more."
+            )
+    for folder in (args.out, args.figures):
+        try:
+            check_writable(folder)
+        except OSError as error:
+            raise SystemExit(str(error)) from error
+    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
+    path = args.out / "ground_truth.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    measure = {name: globals()[name] for name in SECTIONS}
+    for name in SECTIONS:
+        if name not in args.only:
+            continue
+        started, made = time.perf_counter(), software()
+        rows = measure[name](args)
+        made["seconds"] = time.perf_counter() - started
+        rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
+        found[name] = {"made": made, "rows": rows}
+        rich.print(f"{name}: {made['seconds']:.0f} s")
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        jax.clear_caches()
+    text = markdown(found)
+    write_atomically(args.out / "ground_truth.md", lambda file: file.write(text.encode()))
+    if "price" in args.only:
+        figure_price(found["price"]["rows"], args.figures)
+    if "horizon" in args.only:
+        figure_horizon(found["horizon"]["rows"], args.figures)
+    if "guesses" in args.only:
+        figure_plans(args.figures)
+    rich.print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

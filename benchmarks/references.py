@@ -1,0 +1,359 @@
+"""Make the references that every table rests on: the oracle's plans and the tuned PI controllers.
+
+    python -m benchmarks.references oracle      # polycstr_jax/oracle.npz and .json
+    python -m benchmarks.references pi          # polycstr_jax/tuned_pi.json
+    python -m benchmarks.references robustness  # benchmarks/robustness.npz and .json
+
+Changing them changes the gap closed of every row. `benchmarks.ground_truth` checks them.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+import tyro
+
+import polycstr_jax
+from benchmarks import conditions
+from benchmarks.run import ENV, EVALUATION_KEY, PI, REPOSITORY, software
+from polycstr_jax import controllers, evaluate, oracle
+from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.env import initial_state, scenario_params
+from polycstr_jax.rollout import rollout
+
+PACKAGE = Path(polycstr_jax.__file__).parent
+SCENARIOS = tuple(polycstr_jax.SCENARIOS)
+HORIZON = 200
+
+# Tuning of PI controllers: cross-entropy method over log gains and biases.
+TRAINING_SEED, NUM_TRAINING_STARTS = 356, 256
+POPULATION, ELITE, GENERATIONS = 64, 8, 25
+VIOLATION_PENALTY = 1_000.0  # score points for a violation in every episode
+
+
+@dataclasses.dataclass
+class Args:
+    """Make the oracle's plans, the tuned PI controllers, or the robustness suite's oracle."""
+
+    what: tyro.conf.Positional[Literal["oracle", "pi", "robustness"]]
+
+
+# --- The oracle ---
+
+
+class Best(NamedTuple):
+    """The best plans from the starts of a set, over several guesses."""
+
+    action: np.ndarray  # (E, 200, 2)
+    cost: np.ndarray  # (E,)
+    excess: np.ndarray  # (E,) K, largest peak above the limit
+    known: np.ndarray  # (E,) bool: converged, and the limit is kept
+    spread: np.ndarray  # (E,) relative, of the costs that the guesses converged to; NaN: only one
+    num_converged: list[int]  # starts, of each guess
+
+
+def solve_all(states, controls, params, limit=None, disturbances=None, every=True) -> Best:
+    """The oracle from several guesses: the cheapest of the converged plans that keep the limit.
+
+    Where there is none, the plan that exceeds the limit least. Unless `every` guess is to be
+    tried, it ends with that from which all starts are known.
+    """
+    horizon = HORIZON if disturbances is None else disturbances.shape[1]
+    plans: list[oracle.Plan] = []
+    for guess in guesses(states, controls, params, horizon):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # counted in the summary
+            plan = oracle.solve(
+                states,
+                controls,
+                params,
+                limit=limit,
+                horizon=horizon,
+                guesses=guess,
+                disturbances=disturbances,
+            )
+        plans.append(plan)
+        if not every and np.any([p.converged & (p.excess <= 0.0) for p in plans], axis=0).all():
+            break
+    action, cost, excess, converged = (
+        np.stack([getattr(plan, name) for plan in plans])
+        for name in ("action", "cost", "excess", "converged")
+    )
+    good = converged & (excess <= 0.0)
+    best = np.where(
+        good.any(axis=0), np.where(good, cost, np.inf).argmin(axis=0), excess.argmin(axis=0)
+    )
+    lanes = np.arange(len(states))
+    highest = np.where(good, cost, -np.inf).max(axis=0)
+    several = good.sum(axis=0) > 1
+    return Best(
+        action=action[best, lanes],
+        cost=cost[best, lanes],
+        excess=excess[best, lanes],
+        known=good.any(axis=0),
+        spread=np.where(several, highest / cost[best, lanes] - 1.0, np.nan),
+        num_converged=good.sum(axis=1).tolist(),
+    )
+
+
+def guesses(states, controls, params, horizon):
+    """Three guesses (N, H, 2): the cautious one, holding the controls, lowering them for 5
+    intervals and holding them there."""
+    hold = np.zeros((len(states), horizon, 2))
+    lowered = hold.copy()
+    lowered[:, :5] = controllers.SAFEST
+    return oracle.guess_all(states, controls, params, horizon), hold, lowered
+
+
+def summary_of(best: Best) -> dict[str, Any]:
+    """What of a set of optima goes into the summary."""
+    known = best.known
+    spread = best.spread[~np.isnan(best.spread)]
+    return {
+        "known": int(known.sum()),
+        "converged, of each guess": best.num_converged,
+        "largest relative spread over the guesses": float(spread.max()) if spread.size else None,
+        "mean cost of the known": float(best.cost[known].mean()) if known.any() else None,
+    }
+
+
+def make_oracle(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of oracle.npz, `<scenario>_<starts>_<field>`, and a summary."""
+    arrays: dict[str, np.ndarray] = {}
+    summary: dict[str, Any] = {}
+    for scenario in SCENARIOS:
+        for kind in evaluate.START_SETS:
+            started, name = time.perf_counter(), f"{scenario} {kind}"
+            starts, params = evaluate.starts(scenario, kind), scenario_params(scenario)
+            fields = {"step": step_returns(starts, params)}
+            summary[name] = {"doomed": int(starts.doomed.sum())}
+            for which, limit in (("oracle", None), ("unconstrained", np.inf)):
+                best = solve_all(starts.state, starts.control, params, limit)
+                fields |= {which: -best.cost, f"{which}_known": best.known}
+                fields[f"{which}_action"] = np.float32(best.action)
+                summary[name][which] = summary_of(best)
+            summary[name]["seconds"] = round(time.perf_counter() - started, 1)
+            arrays |= {f"{scenario}_{kind}_{field}": value for field, value in fields.items()}
+            say(f"{name}: {summary[name]}")
+    return arrays, summary
+
+
+def make_robustness(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same of the changed plants of the robustness suite, arrays of robustness.npz."""
+    arrays: dict[str, np.ndarray] = {}
+    summary: dict[str, Any] = {}
+    for scenario in SCENARIOS:
+        for condition in conditions.SUITE:
+            if not condition.changes_plant:
+                continue
+            started, name = time.perf_counter(), f"{scenario} {condition.name}"
+            starts, params = (
+                evaluate.starts(scenario, "nominal"),
+                conditions.params(scenario, condition),
+            )
+            best = solve_changed(starts, params)
+            fields = {
+                "step": step_returns(starts, params),
+                "oracle": -best.cost,
+                "oracle_known": best.known,
+                "oracle_action": np.float32(best.action),
+            }
+            arrays |= {f"{name} {field}": value for field, value in fields.items()}
+            summary[name] = summary_of(best)
+            summary[name]["seconds"] = round(time.perf_counter() - started, 1)
+            say(f"{name}: {summary[name]}")
+    return arrays, summary
+
+
+def solve_changed(starts, params) -> Best:
+    """`solve_all` on a plant with disturbances, which the oracle foresees, and an input delay.
+
+    With a delay of d intervals the controls stand still for the first d, whatever is asked for;
+    what is optimised is the rest, and what is asked for in the last d has no effect.
+    """
+    delay = int(params.action_delay)
+    disturbances = np.asarray(realised_disturbances(params, len(starts.state)), np.float64)
+    at_once = params.replace(action_delay=0)
+    hold = np.zeros((len(starts.state), delay, 2))
+    waiting = replay(starts, params, hold) if delay else None
+    states = waiting.state[-1] if delay else starts.state
+    best = solve_all(states, starts.control, at_once, None, disturbances[:, delay:], every=False)
+    if not delay:
+        return best
+    over = waiting.peak_temperature.max(axis=0) - params.temperature_limit
+    return best._replace(
+        action=np.concatenate([best.action, hold], axis=1),
+        cost=best.cost - waiting.reward.sum(axis=0, dtype=np.float64),
+        excess=np.maximum(best.excess, over),
+        known=best.known & (over <= 0.0),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def realised_disturbances(params, num_lanes: int):
+    """Disturbances (E, T, 2) of feed temperature [K] and monomer feed [kg/h] in an evaluation.
+
+    They do not depend on what is done: the environment's own draws, in its own precision.
+    """
+    keys = jax.random.split(jax.random.key(EVALUATION_KEY), num_lanes)
+
+    def of_lane(key):
+        def interval(state, index):
+            draws = ENV.draw(jax.random.split(jax.random.fold_in(key, index))[0], params)
+            now = ENV.begin_interval(state, jnp.zeros((2,)), draws, params).disturbance
+            return state.replace(disturbance=now), now
+
+        state = initial_state(params.start_mean, params.initial_control)
+        return jax.lax.scan(interval, state, jnp.arange(HORIZON))[1]
+
+    return jax.vmap(of_lane)(keys)
+
+
+def step_returns(starts, params) -> np.ndarray:
+    """Return (E,) of the open-loop step to the steady inputs of the plant's set-points."""
+    plans = np.stack([oracle.step_to_setpoint(c, params) for c in starts.control])
+    reward = replay(starts, params, np.float32(plans)).reward
+    return reward.sum(axis=0, dtype=np.float64)
+
+
+def replay(starts, params, plans):
+    """Roll-out (T, E) of the environment under plans (E, T, 2), with the evaluation's noise."""
+    keys = jax.random.split(jax.random.key(EVALUATION_KEY), len(starts.state))
+    memory = (jnp.asarray(plans), jnp.zeros((len(starts.state),), int))
+    initial = evaluate.start_states(starts)
+    return jax.device_get(run_plans(params, memory, initial, keys, plans.shape[1]))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def run_plans(params, memory, initial, keys, num_steps):
+    return rollout(ENV, params, controllers.follow_plan, memory, initial, keys, num_steps)
+
+
+# --- Tuned PI controllers ---
+
+
+def training_starts(scenario: str):
+    """Starts of the scenario, none of them of any start set."""
+    params = scenario_params(scenario)
+    rng = np.random.default_rng([TRAINING_SEED, SCENARIOS.index(scenario)])
+    state = params.start_mean + params.start_width * rng.uniform(
+        -1.0, 1.0, (NUM_TRAINING_STARTS, 5)
+    )
+    return np.float32(state), np.tile(np.float32(params.initial_control), (NUM_TRAINING_STARTS, 1))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def pi_scores(theta, state, control, params, limits):
+    """Mean score and share of violating episodes, (C,) each, of C controllers `theta` (C, 6)."""
+    initial = jax.vmap(initial_state)(state, control)
+
+    def of_one(theta):
+        memory = pi_of(theta)
+        lanes = jax.tree.map(lambda x: jnp.tile(x, (len(state), 1)), memory)
+        metrics = evaluate.evaluate(ENV, params, PI, lanes, initial, limits, jax.random.key(0))
+        return metrics.score.mean(), metrics.violated.mean()
+
+    return jax.lax.map(of_one, theta, batch_size=16)
+
+
+def pi_of(theta):
+    """The PI controller of log Kp (2), log Ki (2), bias (2)."""
+    return controllers.pi_state(jnp.exp(theta[:2]), jnp.exp(theta[2:4]), theta[4:])
+
+
+def tune_pi(scenarios, seed: int = 0) -> dict[str, Any]:
+    """Cross-entropy method: gains and bias with the best mean score without a violation.
+
+    Over the training starts of one scenario, or of several together. Starts from the published
+    ranges of the gains and the steady inputs of the set-point.
+    """
+    rng = np.random.default_rng(seed)
+    ranges = np.log(
+        [[controllers.KP_LOW, controllers.KP_HIGH], [controllers.KI_LOW, controllers.KI_HIGH]]
+    )
+    steady = [oracle.steady_inputs(scenario_params(s)) for s in scenarios]
+    mean = np.concatenate([*ranges.mean(axis=1), np.mean(steady, axis=0)])
+    std = np.concatenate([*np.ptp(ranges, axis=1), [0.5, 2.0]])
+    started = time.perf_counter()
+    best = (-np.inf, mean)
+    for _ in range(GENERATIONS):
+        theta = mean + std * rng.standard_normal((POPULATION, 6))
+        theta[0] = best[1]
+        found = [
+            pi_scores(
+                jnp.asarray(theta, jnp.float32),
+                *training_starts(scenario),
+                scenario_params(scenario),
+                evaluate.score_limits(scenario),
+            )
+            for scenario in scenarios
+        ]
+        score, violated = (
+            np.mean([np.asarray(x[n], float) for x in found], axis=0) for n in (0, 1)
+        )
+        value = score - VIOLATION_PENALTY * violated
+        order = np.argsort(-value)
+        if value[order[0]] > best[0]:
+            best = (value[order[0]], theta[order[0]], score[order[0]], violated[order[0]])
+        elite = theta[order[:ELITE]]
+        mean = 0.3 * mean + 0.7 * elite.mean(axis=0)
+        std = 0.3 * std + 0.7 * elite.std(axis=0)
+    _, theta, score, violated = best
+    memory = jax.tree.map(lambda x: np.asarray(x).tolist(), pi_of(jnp.asarray(theta)))
+    return {
+        "kp": memory.kp,
+        "ki": memory.ki,
+        "bias": memory.bias,
+        "training_score": float(score),
+        "training_violated": float(violated),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def make_tuned_pi(say) -> dict[str, Any]:
+    """One PI controller a scenario, and one for all three."""
+    found = {}
+    for name, scenarios in (*((s, (s,)) for s in SCENARIOS), ("all", SCENARIOS)):
+        found[name] = tune_pi(scenarios)
+        say(f"{name}: {found[name]}")
+    return found
+
+
+# --- Writing ---
+
+
+def write_json(path: Path, content: dict) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    rich.print(f"written: {path.name}")
+
+
+def write_arrays(path: Path, made: dict, arrays: dict, summary: dict) -> None:
+    """The .npz, then the .json that says how it was made."""
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    write_json(path.with_suffix(".json"), {"made": made, "summary": summary})
+
+
+def main(args: Args) -> None:
+    check_writable(PACKAGE)
+    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
+    made = {"command": f"python -m benchmarks.references {args.what}"} | software()
+    if args.what == "oracle":
+        write_arrays(PACKAGE / "oracle.npz", made, *make_oracle(rich.print))
+    elif args.what == "robustness":
+        write_arrays(conditions.ROBUSTNESS, made, *make_robustness(rich.print))
+    else:
+        found = {"made": made, "controllers": make_tuned_pi(rich.print)}
+        write_json(PACKAGE / "tuned_pi.json", found)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

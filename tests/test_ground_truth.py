@@ -1,0 +1,103 @@
+"""The report on oracle and viability measures what it says."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import ground_truth
+from polycstr_jax import evaluate
+from polycstr_jax.env import scenario_params
+from tests.exact import exact_interval
+
+
+def test_scipys_replay_is_the_published_plant():
+    starts, params = evaluate.starts("grade_up", "hot"), scenario_params("grade_up")
+    actions = np.array([[0.5, 1.0], [-1.0, -1.0], [0.2, -0.3]])
+    cost, peaks = ground_truth.scipy_replay(starts.state[0], starts.control[0], actions, params)
+    state, control = starts.state[0].astype(float), starts.control[0].astype(float)
+    expected, tops = 0.0, []
+    for action in actions:
+        feed, control = control[0], control + action * np.array([0.5, 1.0])
+        state, top = exact_interval(state, feed, control)
+        expected += (100.0 - state[3]) ** 2 + (350.0 - state[4]) ** 2
+        tops.append(top)
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    np.testing.assert_allclose(peaks, tops, atol=2e-3)
+
+
+def test_the_search_for_a_safer_sequence_gets_near_the_safest_policy():
+    starts = evaluate.starts("grade_up", "hot")
+    chosen = [0, 40]
+    states, controls = (jnp.asarray(x[chosen]) for x in starts[:2])
+    peak = ground_truth.peaks_of(states, controls)
+    found = np.asarray(ground_truth.search(states, controls, jax.random.key(0)))
+    assert (found >= peak - 2e-3).all()  # nothing is safer
+    assert (found <= peak + 0.3).all()  # and the search is not blind
+
+
+def test_the_feasible_set_ends_at_one_temperature_and_shrinks_with_hotter_controls(monkeypatch):
+    monkeypatch.setattr(ground_truth, "NUM_POINTS", 7)
+    arrays = ground_truth.slices_arrays()
+    for plane in ground_truth.PLANES:
+        shares = []
+        for name in ("cold", "steady", "hot"):
+            peak = arrays[f"peak_{plane}_{name}"]
+            assert peak.shape == (7, 7)
+            assert (np.diff(peak, axis=1) > -0.01).all()  # hotter is not safer
+            shares.append((peak <= 356.0).mean())
+        assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
+
+
+def test_sections_keep_their_own_provenance(monkeypatch, tmp_path):
+    monkeypatch.setattr(ground_truth, "NUM_POINTS", 5)
+    args = ground_truth.Args(("slices",), tmp_path / "out", tmp_path / "figures")
+    ground_truth.main(args)
+    path = tmp_path / "out" / "ground_truth.json"
+    first = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert list(first) == ["slices"] and first["slices"]["made"]["date"]
+    with np.load(tmp_path / "out" / "feasible_set.npz") as arrays:
+        assert arrays["peak_polymer_hot"].shape == (5, 5)
+    assert (tmp_path / "figures" / "ground-truth-feasible-set.png").stat().st_size > 5_000
+
+    monkeypatch.setattr(ground_truth, "conjecture", lambda _: [{"states": 2, "below": np.nan}])
+    ground_truth.main(dataclasses.replace(args, only=("conjecture",)))
+    both = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert both["slices"] == first["slices"] and both["conjecture"]["rows"][0]["states"] == 2
+    table = (tmp_path / "out" / "ground_truth.md").read_text()
+    assert "## slices" in table and "## conjecture" in table
+
+
+def test_guards_change_the_action_and_keep_the_memory():
+    obs = jnp.asarray([100.0, 5.0, 1.0, 100.0, 353.0, 0.0, -3.0, 1.8, 340.0])
+
+    def raise_both(obs, memory):
+        return jnp.ones((2,)), memory + 1
+
+    for guard, threshold, expected in (
+        ("as it is", 352.0, 1.0),
+        ("alarm", 352.0, -1.0),
+        ("alarm", 354.0, 1.0),
+    ):
+        act = ground_truth.guarded(raise_both, guard)
+        action, (memory, kept) = act(obs, (jnp.asarray(0), jnp.asarray(threshold)))
+        assert (action == expected).all() and memory == 1 and kept == threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_episodes": 0}, "num-episodes = 0; allowed: 1 or more"),
+        ({"num_states": 0}, "num-states = 0; allowed"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message, tmp_path):
+    args = ground_truth.Args(out=tmp_path / "out", figures=tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        ground_truth.main(dataclasses.replace(args, **changes))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="cannot be written to"):
+        ground_truth.main(dataclasses.replace(args, out=tmp_path / "file" / "x"))
