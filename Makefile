@@ -48,7 +48,9 @@ smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary 
 	$(BIN)/python -m benchmarks.run --preset smoke --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables --results "$$folder"; \
 	$(BIN)/python -m benchmarks.run --preset smoke --suite picnn --only pi_best bc iql --out "$$folder"; \
-	$(BIN)/python -m benchmarks.tables picnn --results "$$folder"
+	$(BIN)/python -m benchmarks.tables picnn --results "$$folder"; \
+	$(BIN)/python -m benchmarks.run --preset smoke --suite robustness --only oracle pi_tuned bc --out "$$folder"; \
+	$(BIN)/python -m benchmarks.tables robustness --results "$$folder"
 
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build
@@ -58,7 +60,7 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	$(BIN)/python -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" $(PIP_INSTALL) dist/*.whl; \
 	cd "$$folder"; \
-	venv/bin/python -I -c 'from polycstr_jax import data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); print(evaluate.starts("startup", "hot").state.shape)'
+	venv/bin/python -I -c 'from polycstr_jax import controllers, data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); evaluate.references("startup", "hot"); controllers.tuned_pi("all"); print(evaluate.starts("startup", "hot").state.shape)'
 
 clean: ## remove the virtual environments, builds and caches (not results/)
 	rm -rf $(VENV) $(VENV_PEERS) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis

@@ -11,17 +11,13 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import polycstr_jax
-from polycstr_jax import data, evaluate
-from polycstr_jax.controllers import safest
+from polycstr_jax import data, evaluate, viability
 from polycstr_jax.data import EPISODE_LENGTH, write_atomically
-from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
+from polycstr_jax.env import EnvParams, scenario_params
 from polycstr_jax.evaluate import NUM_STARTS, START_SETS, Starts
-from polycstr_jax.rollout import rollout
-from polycstr_jax.viability import SAFEST_STEPS
 
 PACKAGE = Path(polycstr_jax.__file__).parent
 REFERENCE = Path(__file__).parent.parent / "tests/data/mixed_reference.npz"
@@ -94,15 +90,8 @@ def draw_hot_starts(scenario: str) -> Starts:
 def is_doomed(starts: Starts, params: EnvParams) -> np.ndarray:
     """Whether lowering feed and coolant at full rate for 24 intervals still violates the limit."""
 
-    @jax.jit
-    def peak(initial):
-        num_lanes = initial.time.shape[0]
-        keys = jax.random.split(jax.random.key(0), num_lanes)
-        memory = jnp.zeros((num_lanes,))
-        trajectory = rollout(PolyCSTR(), params, safest, memory, initial, keys, SAFEST_STEPS)
-        return trajectory.peak_temperature.max(axis=0)
-
-    return np.asarray(peak(evaluate.start_states(starts))) > params.temperature_limit
+    peak = jax.jit(jax.vmap(lambda *x: viability.peak_under_safest(*x, params)))
+    return np.asarray(peak(starts.state, starts.control)) > params.temperature_limit
 
 
 def make_checksums() -> dict:

@@ -6,13 +6,15 @@
 Writes `<out>/ground_truth.json` and `.md`, `feasible_set.npz`, and figures `ground-truth-*.png`.
 A section is kept in the file with its own provenance until it is measured again.
 
-- `speed`: of the oracle, one start and 64; of viability, against the engine with the safest policy.
-- `guesses`, `scipy`: the oracle from other guesses, and its plans replayed by SciPy.
+- `scipy`: the oracle's plans replayed by SciPy. (What other guesses lead to is in
+  `polycstr_jax/oracle.json`.)
 - `price`: what the limit costs at 354, 356, 358 and 360 K.
 - `horizon`: receding-horizon control with 1 to 20 intervals of foresight.
 - `agents`: controllers and trained agents as they are, behind the shield, and behind a tuned
   thermometer alarm; live-but-doomed states, and how long before the violation they began.
+- `accuracy`: peaks under the safest policy, against rtol 1e-8 in float64 and 100 intervals.
 - `conjecture`: optimised sequences of actions against the safest policy.
+- `thermometer`: the best a temperature alone can do at telling feasible from doomed states.
 - `shield`: 10,000 episodes of a random agent behind the shield.
 - `slices`: the largest feasible set, in the planes (A, T), (I, T), (P, T).
 """
@@ -38,21 +40,21 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import polycstr_jax
+from benchmarks.conditions import Condition
 from benchmarks.figures import BLUE, GREY, RED, draw
 from benchmarks.run import (
     ENV,
     EVALUATION_KEY,
+    METHODS,
     PRESETS,
     REPOSITORY,
-    build,
+    algorithm_of,
     load_training_data,
     plan_cells,
     reference,
     software,
-    train_batch,
-    trained,
+    train,
 )
-from benchmarks.run import METHODS as TRAINED_METHODS
 from benchmarks.solvers import scipy_rhs
 from benchmarks.tables import markdown_table
 from polycstr_jax import controllers, evaluate, oracle, reactor, viability
@@ -62,14 +64,15 @@ from polycstr_jax.env import EnvParams, initial_state, scenario_params
 from polycstr_jax.rollout import rollout
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
+COLOURS = dict(zip(SCENARIOS, (BLUE, GREY, RED), strict=True))
 HORIZON = 200
 LIMITS = (354.0, 356.0, 358.0, 360.0)
 HORIZONS = (1, 2, 3, 5, 10, 20)
-NUM_TIMED = 65_536  # states whose viability is timed
 THRESHOLDS = tuple(np.arange(350.25, 356.01, 0.25).tolist())  # K, of the thermometer alarm
 AGENTS = ("random", "zero", "pi_best", "pi_tuned", "unconstrained", "bc", "bc+", "iql", "iql+")
 Section = Literal[
-    "speed", "guesses", "scipy", "price", "horizon", "agents", "conjecture", "shield", "slices"
+    *("scipy", "price", "horizon", "agents"),
+    *("accuracy", "conjecture", "thermometer", "shield", "slices"),
 ]
 SECTIONS = get_args(Section)
 
@@ -84,86 +87,10 @@ class Args:
     num_episodes: int = 10_000  # of the shielded random agent
     num_states: int = 400  # near the boundary, of the conjecture
     num_scipy: int = 4  # plans a scenario that SciPy replays
-
-
-# --- Speed ---
-
-
-def fastest(function, repeats: int = 3) -> float:
-    """Seconds of the fastest call; the first, which compiles, does not count."""
-    jax.block_until_ready(function())
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def speed(args) -> list[dict]:
-    """Seconds an episode of the oracle, one start and 64 at once; states/s of viability."""
-    rows = []
-    for scenario in SCENARIOS:
-        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
-        for num_starts in (1, 64):
-            given = (starts.state[:num_starts], starts.control[:num_starts], params)
-            plan = oracle.solve(*given)
-            rows.append(
-                {
-                    "what": f"oracle, {scenario}, {num_starts} at once",
-                    "seconds": fastest(lambda given=given: oracle.solve(*given).cost) / num_starts,
-                    "of": "an episode of 200 intervals",
-                    "iterations": f"{plan.num_iterations.mean():.1f}",
-                }
-            )
-    trajectory = roll(*agent("random", "startup", "nominal", {}), "startup", starts)
-    live = trajectory.peak_temperature < 380.0
-    states, controls = trajectory.state[live], trajectory.control[live]
-    chosen = np.resize(np.random.default_rng(0).permutation(len(states)), NUM_TIMED)
-    states, controls = (jnp.asarray(x[chosen], jnp.float32) for x in (states, controls))
-    engine = jax.jit(lambda s, u: safest_by_engine(s, u))
-    for name, function in (("viability", _peaks), ("the engine, rtol 1e-5", engine)):
-        seconds = fastest(lambda f=function: f(states, controls)) / NUM_TIMED
-        of = f"a state, {viability.SAFEST_STEPS} intervals; {1.0 / seconds:,.0f} states/s"
-        rows.append({"what": name, "seconds": seconds, "of": of, "iterations": "-"})
-    return rows
-
-
-def safest_by_engine(states, controls):
-    """Peaks (N,) under the safest policy by the roll-out engine of the environment."""
-    initial = jax.vmap(initial_state)(states, controls)
-    keys = jax.random.split(jax.random.key(0), states.shape[0])
-    given = (controllers.safest, jnp.zeros((states.shape[0],)), initial, keys)
-    trajectory = rollout(ENV, NOMINAL, *given, viability.SAFEST_STEPS)
-    return trajectory.peak_temperature.max(axis=0)
+    num_starts: int = 64  # nominal starts from which the limit's price is found
 
 
 # --- The oracle ---
-
-
-def guesses(args) -> list[dict]:
-    """Three guesses from every nominal start: how far apart the costs are that they lead to."""
-    rows = []
-    for scenario in SCENARIOS:
-        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
-        given = {
-            "cautious": None,
-            "hold": np.zeros((len(starts.state), HORIZON, 2)),
-            "step": np.stack([oracle.step_to_setpoint(c, params) for c in starts.control]),
-        }
-        plans = [oracle.solve(*starts[:2], params, guesses=g) for g in given.values()]
-        cost = np.stack([plan.cost for plan in plans])
-        spread = np.ptp(cost, axis=0) / cost.min(axis=0)
-        rows.append(
-            {
-                "scenario": scenario,
-                "largest relative difference": float(spread.max()),
-                "median": float(np.median(spread)),
-                "not converged": " / ".join(str((~plan.converged).sum()) for plan in plans),
-                "iterations": " / ".join(f"{plan.num_iterations.mean():.1f}" for plan in plans),
-            }
-        )
-    return rows
 
 
 def scipy_replay(state, control, actions, params) -> tuple[float, np.ndarray]:
@@ -220,7 +147,7 @@ def scipy(args) -> list[dict]:
 
 def replayed_peaks(scenario: str, kind: str) -> np.ndarray:
     """Peaks (T, E) of the oracle's plans in the environment, float32."""
-    controller, memory = reference("oracle", scenario, kind)
+    controller, memory = reference("oracle", scenario, Condition(kind, kind))
     return roll(controller, memory(0), scenario, evaluate.starts(scenario, kind)).peak_temperature
 
 
@@ -238,24 +165,31 @@ def roll(controller, memory, scenario: str, starts, num_steps: int = HORIZON):
 
 
 def price(args) -> list[dict]:
-    """Cost of the optimum under several limits, relative to the unconstrained one."""
+    """Cost of the optimum under several limits, relative to the unconstrained one.
+
+    Over the starts from which all limits can be kept, and from the scenario's middle start.
+    """
     rows = []
     for scenario in SCENARIOS:
         starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
-        middle = np.asarray(params.start_mean)[None], np.asarray(params.initial_control)[None]
-        free = -evaluate.references(scenario, "nominal").unconstrained
-        middle_free = oracle.solve(*middle, params, limit=np.inf).cost[0]
-        row = {"scenario": scenario, "unconstrained cost of the middle start": float(middle_free)}
-        row["unconstrained cost, mean of 64"] = float(free.mean())
+        # The middle start comes last.
+        first = slice(args.num_starts)
+        states = np.concatenate([starts.state[first], np.asarray(params.start_mean)[None]])
+        controls = np.concatenate([starts.control[first], np.asarray(params.initial_control)[None]])
+        plans = {x: oracle.solve(states, controls, params, limit=x) for x in (np.inf, *LIMITS)}
+        kept = [plan.converged & (plan.excess <= 0.0) for plan in plans.values()]
+        counts = np.all(kept, axis=0)[:-1]
+        free = plans[np.inf].cost
+        row = {
+            "scenario": scenario,
+            "unconstrained cost of the middle start": float(free[-1]),
+            "unconstrained cost, mean": float(free[:-1][counts].mean()),
+            "starts": int(counts.sum()),
+        }
         for limit in LIMITS:
-            plan = oracle.solve(*starts[:2], params, limit=limit)
-            kept = plan.converged & (plan.excess <= 0.0)
-            share = plan.cost[kept].sum() / free[kept].sum() - 1.0
-            row[f"{limit:g} K"] = float(share)
-            row[f"{limit:g} K, starts"] = int(kept.sum())
-            row[f"{limit:g} K, middle"] = float(
-                oracle.solve(*middle, params, limit=limit).cost[0] / middle_free - 1.0
-            )
+            cost = plans[limit].cost
+            row[f"{limit:g} K"] = float(cost[:-1][counts].sum() / free[:-1][counts].sum() - 1.0)
+            row[f"{limit:g} K, middle"] = float(cost[-1] / free[-1] - 1.0)
         rows.append(row)
     return rows
 
@@ -269,7 +203,7 @@ def measured(trajectory, scenario: str, kind: str) -> dict[str, float]:
     limits = evaluate.score_limits(scenario)
     metrics = jax.device_get(evaluate.episode_metrics(trajectory, params, limits))
     doom = jax.device_get(viability.doom(trajectory, params))
-    gap = evaluate.gap_closed(metrics.episode_return, scenario, kind)
+    gap = evaluate.gap_closed(metrics.episode_return, evaluate.references(scenario, kind))
     alive = ~starts.doomed
     return {
         "score": float(metrics.score[alive].mean(dtype=np.float64)),
@@ -298,11 +232,9 @@ def horizon(args) -> list[dict]:
         for scenario in SCENARIOS:
             starts = evaluate.starts(scenario, "nominal")
             memory = jnp.zeros((len(starts.state), length, 2))
-            started = time.perf_counter()
             trajectory = roll(controller, memory, scenario, starts)
-            seconds = time.perf_counter() - started
             row = {"horizon": length, "scenario": scenario}
-            rows.append(row | measured(trajectory, scenario, "nominal") | {"seconds": seconds})
+            rows.append(row | measured(trajectory, scenario, "nominal"))
         jax.clear_caches()
     return rows
 
@@ -311,15 +243,12 @@ def trained_states(scenario: str):
     """{method: (algorithm, states)} of 8 seeds on the `pi` data, as in `benchmarks.run`."""
     found = {}
     for cell in plan_cells(PRESETS["quick"]):
-        if (cell.scenario, cell.dataset) != (scenario, "pi") or cell.method not in TRAINED_METHODS:
-            continue
-        base = None
-        if cell.base_config is not None:
-            base = build(TRAINED_METHODS[cell.algorithm_config.base][0], cell.base_config, None)
-        algorithm = build(TRAINED_METHODS[cell.method][0], cell.algorithm_config, base)
-        train = trained if base is None else train_batch
-        states, _ = train(algorithm, load_training_data(scenario, "pi"), cell, 0)
-        found[cell.method] = algorithm, jax.device_get(states)
+        if (cell.scenario, cell.dataset) == (scenario, "pi") and cell.method in METHODS:
+            algorithm = algorithm_of(cell)
+            found[cell.method] = (
+                algorithm,
+                train(algorithm, load_training_data(scenario, "pi"), cell, 0)[0],
+            )
     return found
 
 
@@ -368,7 +297,7 @@ def agent(name: str, scenario: str, kind: str, states):
         algorithm, all_seeds = states[name]
         memory = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 64, axis=0), all_seeds)
         return policy_controller(algorithm.policy), memory
-    controller, memory = reference(name, scenario, kind)
+    controller, memory = reference(name, scenario, Condition(kind, kind))
     return controller, memory(0)
 
 
@@ -380,8 +309,9 @@ def tune_alarm(name: str, scenario: str, states) -> float:
     for threshold in THRESHOLDS:
         lanes = (memory, jnp.full((64,), threshold, jnp.float32))
         trajectory = roll(act, lanes, scenario, starts)
-        violated = (trajectory.peak_temperature > 356.0).any(axis=0)[~starts.doomed].mean()
-        found.append((-violated, trajectory.reward.sum(axis=0).mean(), threshold))
+        alive = ~starts.doomed
+        violated = (trajectory.peak_temperature > 356.0).any(axis=0)[alive].mean()
+        found.append((-violated, trajectory.reward.sum(axis=0)[alive].mean(), threshold))
     return max(found)[2]
 
 
@@ -410,25 +340,27 @@ def agents(args) -> list[dict]:
 
 
 def near_boundary(num_states: int):
-    """States of random and boosted roll-outs whose peak under the safest policy is 351 to 361 K.
+    """States of random and greedy agents whose peak under the safest policy is 351 to 361 K.
 
     Random agents from all starts of all scenarios, and the unconstrained optima, which are greedy.
+    Not the states that are no cooler than that peak: no action changes what has been.
     """
     found = []
     for scenario in SCENARIOS:
         for kind in ("nominal", "hot"):
             starts = evaluate.starts(scenario, kind)
             for name in ("random", "unconstrained"):
-                controller, memory = reference(name, scenario, kind)
+                controller, memory = reference(name, scenario, Condition(kind, kind))
                 trajectory = roll(controller, memory(1), scenario, starts, 60)
                 found.append((trajectory.state.reshape(-1, 5), trajectory.control.reshape(-1, 2)))
     states, controls = (np.concatenate(x) for x in zip(*found, strict=True))
-    cool = states[:, 4] < 365.0
+    cool = states[:, 4] < 361.0
     states, controls = states[cool], controls[cool]
-    chosen = np.random.default_rng(0).permutation(len(states))[: 50 * num_states]
-    states, controls = states[chosen], controls[chosen]
+    order = np.random.default_rng(0).permutation(len(states))
+    states, controls = states[order], controls[order]
     peak = peaks_of(states, controls)
-    near = np.flatnonzero(np.abs(peak - 356.0) < 5.0)[:num_states]
+    near = (np.abs(peak - 356.0) < viability.BAND) & (peak > states[:, 4] + 0.01)
+    near = np.flatnonzero(near)[:num_states]
     return states[near], controls[near], peak[near]
 
 
@@ -443,6 +375,15 @@ def peaks_of(states, controls) -> np.ndarray:
 
 
 NUM_SEQUENCES, NUM_ROUNDS, NUM_ELITE = 256, 8, 16
+
+
+def raised() -> np.ndarray:
+    """The safest policy with one control held instead of lowered in one interval, (48, 24, 2)."""
+    steps = viability.SAFEST_STEPS
+    sequences = np.full((2, steps, steps, 2), -1.0, np.float32)
+    for control in range(2):
+        sequences[control, np.arange(steps), np.arange(steps), control] = 0.0
+    return sequences.reshape(2 * steps, steps, 2)
 
 
 @jax.jit
@@ -460,27 +401,21 @@ def search(states, controls, key):
 
     def of_one(args):
         state, control, key = args
+        peaks_of_all = jax.vmap(peak_of, (None, None, 0))
         mean = jnp.zeros((viability.SAFEST_STEPS, 2))
-        std = jnp.ones_like(mean)
 
         def improve(carry, key):
             mean, std, best = carry
             noise = jax.random.normal(key, (NUM_SEQUENCES, *mean.shape))
             sequences = jnp.clip(mean[None] + std[None] * noise, -1.0, 1.0)
-            # Beside the safest policy with one control raised in one interval.
-            number = jnp.arange(viability.SAFEST_STEPS)
-            raised = jnp.full((2 * number.size, *mean.shape), -1.0)
-            raised = raised.at[jnp.arange(raised.shape[0]), jnp.tile(number, 2)].set(
-                jnp.repeat(jnp.asarray([[0.0, -1.0], [-1.0, 0.0]]), number.size, axis=0)
-            )
-            sequences = jnp.concatenate([sequences, raised])
-            peak = jax.vmap(peak_of, (None, None, 0))(state, control, sequences)
+            peak = peaks_of_all(state, control, sequences)
             elite = sequences[jnp.argsort(peak)[:NUM_ELITE]]
             best = jnp.minimum(best, peak.min())
             return (elite.mean(axis=0), elite.std(axis=0) + 0.05, best), None
 
         keys = jax.random.split(key, NUM_ROUNDS)
-        return jax.lax.scan(improve, (mean, std, jnp.asarray(jnp.inf)), keys)[0][2]
+        best = peaks_of_all(state, control, jnp.asarray(raised())).min()
+        return jax.lax.scan(improve, (mean, jnp.ones_like(mean), best), keys)[0][2]
 
     return jax.lax.map(of_one, (states, controls, jax.random.split(key, states.shape[0])))
 
@@ -494,10 +429,69 @@ def conjecture(args) -> list[dict]:
     return [
         {
             "states": len(peak),
-            "sequences a state": NUM_ROUNDS * (NUM_SEQUENCES + 2 * viability.SAFEST_STEPS),
+            "of them doomed": int((peak > 356.0).sum()),
+            "sequences a state": NUM_ROUNDS * NUM_SEQUENCES + len(raised()),
             "safest policy's peak, K": f"{peak.min():.1f} to {peak.max():.1f}",
             "best sequence below the safest policy, K": float(below.max()),
+            "median of that, K": float(np.median(below)),
             "called doomed, saved by a sequence": int(((peak > 356.0) & (found <= 356.0)).sum()),
+        }
+    ]
+
+
+def accuracy(args) -> list[dict]:
+    """Peaks of the states near the boundary against those of a finer integration, and of a longer
+    one; 0.01 K is the shield's margin."""
+    states, controls, peak = near_boundary(10 * args.num_states)
+
+    def finest(state, control, num_steps):
+        step = viability.make_step(NOMINAL, 1e-8)
+
+        def interval(carry, _):
+            *rest, peak = step(*carry[:3], jnp.asarray(SAFEST))
+            return (*rest, jnp.maximum(carry[3], peak)), None
+
+        start = (state, control, jnp.asarray(reactor.FIRST_STEP), state[4])
+        return jax.lax.scan(interval, start, None, num_steps)[0][3]
+
+    rows = []
+    with jax.enable_x64(True):
+        given = jnp.asarray(states, jnp.float64), jnp.asarray(controls, jnp.float64)
+        for num_steps in (viability.SAFEST_STEPS, 100):
+            exact = jax.jit(jax.vmap(functools.partial(finest, num_steps=num_steps)))(*given)
+            error = np.abs(peak - np.asarray(exact))
+            rows.append(
+                {
+                    "against": f"rtol 1e-8, float64, {num_steps} intervals",
+                    "states": len(peak),
+                    "largest difference, K": float(error.max()),
+                    "99.9th percentile, K": float(np.percentile(error, 99.9)),
+                    "median, K": float(np.median(error)),
+                    "other verdict": int(((peak > 356.0) != (np.asarray(exact) > 356.0)).sum()),
+                }
+            )
+    return rows
+
+
+def thermometer(args) -> list[dict]:
+    """How well the best temperature threshold tells feasible states from doomed ones.
+
+    Over all cool enough states of the agents of `near_boundary`, and in the band of 5 K.
+    """
+    states, _, peak = near_boundary(10 * args.num_states)
+    margin = 356.0 - peak
+    rows = []
+    for threshold in np.arange(345.0, 360.01, 0.25):
+        found = viability.agreement(states[:, 4] <= threshold, margin)
+        rows.append((found.false_alarms + found.misses, threshold, found))
+    _, threshold, found = min(rows, key=lambda row: row[:2])
+    return [
+        {
+            "feasible": found.num_feasible,
+            "doomed": found.num_doomed,
+            "threshold, K": float(threshold),
+            "false alarms, share of the feasible": float(found.false_alarms),
+            "misses, share of the doomed": float(found.misses),
         }
     ]
 
@@ -552,7 +546,8 @@ def slices_arrays() -> dict[str, np.ndarray]:
 
     Radicals are those in balance with initiator and temperature.
     """
-    steady, inputs = reactor.nominal_steady_state(100.0, 350.0, NOMINAL.reactor)
+    plant = NOMINAL.reactor
+    steady, inputs = reactor.nominal_steady_state(100.0, 350.0, plant)
     temperature = np.linspace(335.0, 375.0, NUM_POINTS)
     arrays = {"temperature": temperature}
     for plane, (index, low, high) in PLANES.items():
@@ -560,9 +555,10 @@ def slices_arrays() -> dict[str, np.ndarray]:
         x, t = np.meshgrid(axis, temperature, indexing="ij")
         states = np.tile(steady, (x.size, 1))
         states[:, index], states[:, 4] = x.ravel(), t.ravel()
-        k_d = 1e9 * np.exp(-125e3 / (8.314 * states[:, 4]))
-        k_t = 1e6 * np.exp(-15e3 / (8.314 * states[:, 4]))
-        states[:, 2] = np.sqrt(k_d * states[:, 1] / 0.165 / k_t)
+        heat = plant.gas_constant * states[:, 4]
+        k_d = plant.decomposition_rate * np.exp(-plant.decomposition_energy / heat)
+        k_t = plant.termination_rate * np.exp(-plant.termination_energy / heat)
+        states[:, 2] = np.sqrt(k_d * states[:, 1] / plant.initiator_molar_mass / k_t)
         arrays[plane] = axis
         for name, control in SLICE_CONTROLS.items():
             controls = np.tile(inputs if control is None else control, (x.size, 1))
@@ -620,7 +616,7 @@ def figure_plans(folder: Path) -> None:
     fig, axes = plt.subplots(4, 6, figsize=(16, 8), sharex=True, sharey="row", layout="constrained")
     for row, scenario in enumerate(SCENARIOS):
         for column, name in enumerate(("unconstrained", "oracle")):
-            controller, memory = reference(name, scenario, "nominal")
+            controller, memory = reference(name, scenario, Condition("nominal", "nominal"))
             starts = evaluate.starts(scenario, "nominal")
             trajectory = roll(controller, memory(0), scenario, starts)
             colour = BLUE if name == "oracle" else GREY
@@ -635,8 +631,9 @@ def figure_plans(folder: Path) -> None:
 
 def figure_price(rows, folder: Path) -> None:
     fig, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    for row, colour in zip(rows, (BLUE, GREY, RED), strict=True):
+    for row in rows:
         values = [100.0 * row[f"{limit:g} K"] for limit in LIMITS]
+        colour = COLOURS[row["scenario"]]
         axis.plot(LIMITS, values, "o-", color=colour, label=row["scenario"])
     axis.set_xlabel("temperature limit, K")
     axis.set_ylabel("price, % of the unconstrained cost")
@@ -647,11 +644,12 @@ def figure_price(rows, folder: Path) -> None:
 
 def figure_horizon(rows, folder: Path) -> None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for scenario, colour in zip(SCENARIOS, (BLUE, GREY, RED), strict=True):
+    for scenario in SCENARIOS:
         own = [row for row in rows if row["scenario"] == scenario]
         lengths = [row["horizon"] for row in own]
         for axis, key in zip(axes, ("gap closed, median", "P(violation)"), strict=True):
-            axis.plot(lengths, [row[key] for row in own], "o-", color=colour, label=scenario)
+            values, colour = [row[key] for row in own], COLOURS[scenario]
+            axis.plot(lengths, values, "o-", color=colour, label=scenario)
     for axis, label in zip(
         axes, ("gap closed, median, %", "share of violating episodes"), strict=True
     ):
@@ -681,7 +679,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main(args: Args) -> None:
-    for name in ("num_episodes", "num_states", "num_scipy"):
+    for name in ("num_episodes", "num_states", "num_scipy", "num_starts"):
         if getattr(args, name) < 1:
             raise SystemExit(
                 f"{name.replace('_', '-')} = {getattr(args, name)}; allowed: 1 or more."
@@ -713,7 +711,7 @@ def main(args: Args) -> None:
         figure_price(found["price"]["rows"], args.figures)
     if "horizon" in args.only:
         figure_horizon(found["horizon"]["rows"], args.figures)
-    if "guesses" in args.only:
+    if "scipy" in args.only:
         figure_plans(args.figures)
     rich.print(f"written: {args.out}")
 

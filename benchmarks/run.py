@@ -120,7 +120,7 @@ SUITES = {
         on_pi(16),
         ("pi_best", "pi_safe", "pi_median"),
         conditions.of_starts("nominal", "wide"),
-        True,
+        False,
     ),
 }
 

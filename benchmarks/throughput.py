@@ -1,6 +1,7 @@
 """Speed and accuracy of the simulator, each against a baseline measured in the same run.
 
     python -m benchmarks.throughput [--json FILE] [--smoke]
+    python -m benchmarks.throughput --answers-only          # oracle and viability; the rest is kept
 
 Writes FILE (results/throughput/throughput.json) and a work-precision figure beside it (.png).
 
@@ -16,6 +17,10 @@ tolerance of ours whose errors are *both* no larger than those of the other solv
 
 Closed loop: a 2 x 256 policy in the loop, and `env.step` under `vmap` with random actions, against
 200 calls of the policy alone, all in float32 on one device.
+
+Answers: seconds of the oracle for an episode of 200 intervals, one start and 64 at once, float64,
+one device, compilation apart; states/s of viability (24 intervals, rtol 1e-4, float32, all
+devices), on states that random agents reach below 380 K, against the engine under the same policy.
 """
 
 import concurrent.futures
@@ -54,15 +59,25 @@ import tyro
 from benchmarks import solvers
 from benchmarks.solvers import ENGINE, NUM_INTERVALS, Setting
 from benchmarks.throughput_tables import print_tables, work_precision_figure
-from polycstr_jax import controllers, reactor, rosenbrock
+from polycstr_jax import (
+    SCENARIOS,
+    controllers,
+    evaluate,
+    oracle,
+    reactor,
+    rosenbrock,
+    viability,
+)
 from polycstr_jax.data import check_writable, write_atomically
-from polycstr_jax.env import EnvParams
+from polycstr_jax.env import EnvParams, PolyCSTR, initial_state, scenario_params
+from polycstr_jax.rollout import rollout
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests/data/published_simulator.npz"
 NUM_GOLDEN = 12
 UNLIMITED = np.array([100.0, 1000.0])  # the golden closed loops have no increment limits
 RUNAWAY = 380.0  # K
+NUM_STATES = 131_072  # whose viability is timed
 SCIPY_PASSES, LOOP_REPEATS = 2, 3
 TABLEAUS = (rosenbrock.ROS3P, rosenbrock.RODAS4, rosenbrock.RODAS4P, rosenbrock.RODAS5P)
 
@@ -97,6 +112,8 @@ class Args:
     """Sample of the lanes that SciPy is timed on"""
     repeats: int = 2
     """Runs of each JAX solver, after a first one on other data; the best is reported"""
+    answers_only: bool = False
+    """Measure oracle and viability alone, and keep the rest of the file"""
     smoke: bool = False
     """Tiny sizes, to see that it works: 64 and 128 lanes, few tolerances, cached compilation"""
 
@@ -405,6 +422,87 @@ def measure_loops(num_lanes: int) -> list[dict]:
     return rows
 
 
+# --- Oracle and viability ---
+
+
+def timed(function, repeats: int) -> float:
+    """Seconds of the fastest call, after one that does not count."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def measure_oracle(num_starts: int, repeats: int) -> list[dict]:
+    """Seconds an episode, one start and `num_starts` at once, for every scenario."""
+    rows = []
+    for scenario in SCENARIOS:
+        starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
+        for number in (1, num_starts):
+            given = (starts.state[:number], starts.control[:number], params)
+            seconds = timed(lambda given=given: oracle.solve(*given), repeats) / number
+            row = {"what": f"oracle, {scenario}", "at_once": number, "seconds_each": seconds}
+            rows.append(row | {"iterations": float(oracle.solve(*given).num_iterations.mean())})
+    return rows
+
+
+def live_states(num_states: int):
+    """States (N, 5) and controls (N, 2) of random agents from hot start-ups, below 380 K."""
+    starts = evaluate.starts("startup", "hot")
+    lanes = len(starts.state)
+    keys = jax.random.split(jax.random.key(0), lanes)
+    initial, random = evaluate.start_states(starts), controllers.uniform_random
+    roll = jax.jit(lambda: rollout(PolyCSTR(), EnvParams(), random, keys, initial, keys, 100))
+    found = jax.device_get(roll())
+    live = found.peak_temperature < RUNAWAY
+    order = np.random.default_rng(0).permutation(int(live.sum()))
+    chosen = np.resize(order, num_states)
+    return found.state[live][chosen], found.control[live][chosen]
+
+
+def viability_peaks(_, lanes):
+    """Peaks (N,) under the safest policy, 4,096 states at a time."""
+    return [jax.lax.map(lambda x: viability.peak_under_safest(*x), lanes, batch_size=4_096)]
+
+
+def engine_peaks(_, lanes):
+    """The same by the roll-out engine, at its default tolerance."""
+    initial = jax.vmap(initial_state)(*lanes)
+    keys = jax.random.split(jax.random.key(0), len(lanes[0]))
+    memory, steps = jnp.zeros((len(keys),)), viability.SAFEST_STEPS
+    given = (PolyCSTR(), EnvParams(), controllers.safest, memory, initial, keys, steps)
+    return [rollout(*given).peak_temperature.max(axis=0)]
+
+
+def measure_viability(num_states: int, repeats: int) -> list[dict]:
+    """States/s, and the ratio to the engine's."""
+    devices = jax.devices()
+    rows = []
+    with precision(32):
+        lanes = live_states(whole_lanes(num_states, len(devices)))
+        for name, program in (("viability", viability_peaks), ("the engine", engine_peaks)):
+            spread = Spread(program, Setting(0.0, 0.0), lanes, devices)
+            shares = spread.place(Setting(0.0, 0.0), lanes)
+            spread.run(shares)
+            seconds, _ = spread.best(shares, repeats)
+            number = len(lanes[0])
+            rows.append({"what": name, "at_once": number, "states_per_second": number / seconds})
+    rows[0]["ratio"] = rows[0]["states_per_second"] / rows[1]["states_per_second"]
+    return rows
+
+
+def measure_answers(args: Args) -> dict:
+    """The rows of oracle and viability, and how they were made."""
+    from benchmarks.run import software
+
+    num_starts, num_states = (4, 1_024) if args.smoke else (64, NUM_STATES)
+    rows = measure_oracle(num_starts, args.repeats) + measure_viability(num_states, args.repeats)
+    return {"made": software(), "rows": rows}
+
+
 # --- Compare ---
 
 
@@ -515,6 +613,8 @@ def measure_all(args: Args) -> dict:
         for bits in (64, 32)
         for num_lanes in args.lanes
     ]
+    announce("oracle and viability")
+    answers = measure_answers(args)
     announce("policies in the loop and env.step")
     closed_loop = measure_loops(args.compared_lanes)
     announce("Rosenbrock methods")
@@ -559,6 +659,7 @@ def measure_all(args: Args) -> dict:
         "stragglers": stragglers,
         "rosenbrock": rosenbrock_rows,
         "closed_loop": closed_loop,
+        "answers": answers,
     }
 
 
@@ -591,7 +692,12 @@ def main(args: Args) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     configure_cache(args)
-    found = without_nan(measure_all(args))
+    if args.answers_only:
+        if not args.json.exists():
+            sys.exit(f"error: json = {args.json} is not there; run without --answers-only first.")
+        found = json.loads(args.json.read_text()) | {"answers": without_nan(measure_answers(args))}
+    else:
+        found = without_nan(measure_all(args))
     picture, text = work_precision_figure(found), json.dumps(found, indent=2) + "\n"
     write_atomically(args.json.with_suffix(".png"), lambda file: file.write(picture))
     write_atomically(args.json, lambda file: file.write(text.encode()))

@@ -97,6 +97,20 @@ def print_tables(found: dict) -> None:
             },
         )
     )
+    console.print(
+        make_table(
+            "Oracle (an episode of 200 intervals) and viability (24 intervals)",
+            found["answers"]["rows"],
+            {
+                "what": ("what", "s"),
+                "at once": ("at_once", ",d"),
+                "seconds each": ("seconds_each", ".3f"),
+                "iterations": ("iterations", ".1f"),
+                "states/s": ("states_per_second", ",.0f"),
+                "ratio to the engine": ("ratio", ".1f"),
+            },
+        )
+    )
     for name in ("env_intervals_per_second", "compile_seconds", "peak_memory_mb"):
         console.print(f"{name} = {found[name]:,.1f}   ({found['meaning'][name]})")
     for name in ("scipy_bdf", "lsoda", "kvaerno3", "kvaerno5"):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from polycstr_jax import reactor
@@ -24,6 +25,7 @@ from polycstr_jax.rollout import Trajectory
 
 SAFEST_STEPS = 24  # intervals over which the safest policy is followed
 SHIELD_MARGIN = 0.01  # K below the limit
+BAND = 5.0  # K around the limit, where telling feasible from doomed states is hard
 NUM_BISECTIONS = 10
 RTOL = 1e-4
 
@@ -61,7 +63,7 @@ def peak_under_safest(
     return jax.lax.scan(interval, (state, controls, step_size, state[4]), None, num_steps)[0][3]
 
 
-def make_step(params: EnvParams):
+def make_step(params: EnvParams, rtol: float = RTOL):
     """One interval of the nominal plant: (state, controls, step size, action) -> the same and the
     peak [K], infinite where the integrator fails."""
     low, high = reactor.control_bounds(params.reactor)
@@ -71,7 +73,7 @@ def make_step(params: EnvParams):
         new = controls + action.astype(dtype) * jnp.asarray(params.max_increment, dtype)
         new = jnp.clip(new, low.astype(dtype), high.astype(dtype))
         inputs = reactor.hold_inputs(new, controls[0], params.reactor)
-        result = reactor.integrate_interval(state, step_size, inputs, params.reactor, RTOL)
+        result = reactor.integrate_interval(state, step_size, inputs, params.reactor, rtol)
         peak = jnp.where(result.failed, jnp.inf, result.peak)
         return result.state, new, result.step_size, peak
 
@@ -82,6 +84,40 @@ def feasible_margin(state, controls, params: EnvParams | None = None) -> Float[A
     """Limit - `peak_under_safest` [K]: at least 0 is certified feasible."""
     params = EnvParams() if params is None else params
     return params.temperature_limit - peak_under_safest(state, controls, params)
+
+
+class Agreement(NamedTuple):
+    """How a learned feasibility compares with the answer key, near the boundary."""
+
+    false_alarms: float  # share of the feasible states that are called doomed
+    misses: float  # share of the doomed states that are called feasible
+    num_feasible: int
+    num_doomed: int
+
+
+def agreement(called_feasible, margin, band: float = BAND) -> Agreement:
+    """False alarms and misses of N states' verdicts (N,) where |`feasible_margin`| <= `band` [K].
+
+    Farther away, temperature alone separates them. A share of no states is NaN. Raises
+    `ValueError` for shapes that differ and a band that is not positive.
+    """
+    called, margin = np.asarray(called_feasible, bool), np.asarray(margin)
+    if called.ndim != 1 or margin.shape != called.shape:
+        raise ValueError(
+            f"called_feasible and margin have shapes {called.shape} and {margin.shape}; allowed: "
+            "(N,) twice."
+        )
+    if not band > 0.0:
+        raise ValueError(f"band = {band}; allowed: above 0 K.")
+    near = np.abs(margin) <= band
+    feasible, doomed = near & (margin >= 0.0), near & (margin < 0.0)
+
+    def share(wrong, among):
+        return float(wrong[among].mean()) if among.any() else float("nan")
+
+    return Agreement(
+        share(~called, feasible), share(called, doomed), int(feasible.sum()), int(doomed.sum())
+    )
 
 
 def action_margin(state, controls, action, params: EnvParams | None = None) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import run, tables
+from benchmarks.conditions import Condition
 from polycstr_jax import evaluate
 
 
@@ -85,6 +86,29 @@ def test_an_interrupted_cell_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.main(run.Args("smoke", out=tmp_path, only=("zero",)))
     assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.json"))
+
+
+def test_results_older_than_the_oracle_are_refused_by_name(smoke, tmp_path):
+    folder = tmp_path / "smoke/leaderboard/startup-pi"
+    folder.mkdir(parents=True)
+    source = smoke / "smoke/leaderboard/startup-pi/zero@default"
+    frame = pd.read_csv(source.with_suffix(".csv")).drop(columns="gap_closed")
+    frame.to_csv(folder / "zero@default.csv", index=False)
+    (folder / "zero@default.json").write_text(source.with_suffix(".json").read_text())
+    with pytest.raises(SystemExit, match=r"zero@default.csv lacks the columns gap_closed"):
+        tables.main(tables.Args(results=tmp_path))
+
+
+def test_tables_fail_where_a_row_beats_an_optimum(smoke, tmp_path):
+    folder = tmp_path / "smoke/leaderboard/startup-pi"
+    folder.mkdir(parents=True)
+    source = smoke / "smoke/leaderboard/startup-pi/zero@default"
+    frame = pd.read_csv(source.with_suffix(".csv")).assign(excess_over_unconstrained=2e-3)
+    frame.to_csv(folder / "zero@default.csv", index=False)
+    (folder / "zero@default.json").write_text(source.with_suffix(".json").read_text())
+    with pytest.raises(SystemExit, match="A ROW BEATS AN OPTIMUM"):
+        tables.main(tables.Args(results=tmp_path))
+    assert "A ROW BEATS AN OPTIMUM" in (tmp_path / "smoke/leaderboard.md").read_text()
 
 
 def test_a_table_without_its_description_does_not_count(smoke, tmp_path):
@@ -212,7 +236,8 @@ def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path
     monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")  # as on another machine
     run.main(run.Args("smoke", out=tmp_path, only=("bc+",)))
     assert (tmp_path / name).read_bytes() == (smoke / name).read_bytes()
-    (kept,) = (tmp_path / "trained").iterdir()
+    kept = {path: path.read_bytes() for path in (tmp_path / "trained").iterdir()}
+    assert len(kept) == 2  # base and layer
     base = importlib.import_module("algos.bc")
     config = dataclasses.replace(base.PRESETS["default"], num_updates=20)
     keys = jax.vmap(jax.random.key)(np.arange(2))
@@ -222,26 +247,26 @@ def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path
     algorithm = run.build("bc", cell.algorithm_config, None)
 
     def states():
-        return run.trained(algorithm, run.load_training_data("startup", "pi"), cell, 0)[0]
+        return run.train(algorithm, run.load_training_data("startup", "pi"), cell, 0)[0]
 
-    monkeypatch.setattr(run, "train_batch", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "train_seeds", lambda *arguments, **_: pytest.fail("trained again"))
     assert states().opt_state == ()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states().params, alone.params
     )
     monkeypatch.undo()
     monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[: len(whole) // 2])  # a damaged file
+    for path, whole in kept.items():
+        path.write_bytes(whole[: len(whole) // 2])  # damaged files
     states()
-    assert kept.read_bytes() == whole
+    assert sum(path.read_bytes() == whole for path, whole in kept.items()) == 1
 
 
 # --- The tables of arXiv 2507.22640 ---
 
 
 def test_the_picnn_suite_covers_methods_variants_and_tracks():
-    cells = run.plan_cells(run.PICNN_PRESETS["quick"], "picnn")
+    cells = run.plan_cells(run.SUITES["picnn"].presets["quick"], "picnn")
     names = [cell.name for cell in cells if cell.scenario == "grade_up"]
     for method in ("bc", "bc+", "iql", "iql+"):
         assert f"grade_up-pi/{method}@default" in names
@@ -250,7 +275,8 @@ def test_the_picnn_suite_covers_methods_variants_and_tracks():
     assert len({cell.hash for cell in cells}) == len(cells)
     trained = [cell for cell in cells if cell.algorithm_config is not None]
     assert all(cell.config["seeds"] >= 10 for cell in trained)
-    assert all(cell.config["evaluation"][0] == ("nominal", "wide") for cell in cells)
+    for cell in cells:
+        assert [c.name for c in run.conditions_of(cell)] == ["nominal", "wide"]
     for cell in trained:  # the same track below and above
         if cell.base_config is not None:
             assert cell.base_config.track == cell.algorithm_config.track
@@ -285,7 +311,8 @@ def picnn_results(episodes, tmp_path_factory):
             **{name: np.zeros_like(score) for name in evaluate.EpisodeMetrics._fields}
         )._replace(score=score, episode_return=low + score / 100.0 * (high - low))
         cell = run.Cell("startup", "pi", method, variant, {})
-        run.write_cell(folder.parent, cell, run.to_rows(cell, "nominal", metrics), {"run": 1.0})
+        rows = run.to_rows(cell, Condition("nominal", "nominal"), (metrics, None))
+        run.write_cell(folder.parent, cell, rows, {"run": 1.0})
     return out
 
 

@@ -71,6 +71,54 @@ def test_sections_keep_their_own_provenance(monkeypatch, tmp_path):
     assert "## slices" in table and "## conjecture" in table
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Every section measured once, at its smallest size."""
+    folder = tmp_path_factory.mktemp("ground_truth")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            *(("SCENARIOS", ("grade_up",)), ("LIMITS", (354.0, 358.0)), ("HORIZONS", (2,))),
+            *(("AGENTS", ("unconstrained",)), ("THRESHOLDS", (352.0, 354.0)), ("NUM_POINTS", 5)),
+            ("trained_states", lambda scenario: {}),
+        ):
+            patch.setattr(ground_truth, name, value)
+        sizes = {"num_episodes": 6, "num_states": 4, "num_scipy": 1, "num_starts": 2}
+        ground_truth.main(ground_truth.Args(out=folder / "out", figures=folder, **sizes))
+    found = json.loads((folder / "out/ground_truth.json").read_text(), parse_constant=pytest.fail)
+    return {name: section["rows"] for name, section in found.items()}, folder
+
+
+def test_every_section_measures_what_it_says(tiny):
+    rows, folder = tiny
+    assert set(rows) == set(ground_truth.SECTIONS)
+    (row,) = rows["scipy"]
+    assert row["cost, relative"] < 2e-4 and row["peak, K"] < 0.02
+    assert row["highest peak by SciPy, K"] < 356.0
+    (row,) = rows["price"]
+    assert row["354 K"] > row["358 K"] > 0.0 and row["starts"] == 2
+    (row,) = rows["horizon"]
+    assert row["horizon"] == 2 and 90.0 < row["gap closed, median"] <= 100.1
+    by_guard = {(row["guard"], row["starts"]): row for row in rows["agents"]}
+    assert len(by_guard) == 6
+    greedy = by_guard["as it is", "nominal"]
+    assert greedy["P(violation)"] > 0.9 and greedy["doomed while live"] > 0.0
+    assert greedy["lead, h"] > 0.0 and greedy["gap closed"] > 100.0
+    for kind in ("nominal", "hot"):
+        assert by_guard["shield", kind]["P(violation)"] == 0.0
+        assert by_guard["shield", kind]["doomed while live"] == 0.0
+    for row in rows["accuracy"]:
+        assert row["states"] > 0 and row["median, K"] < 0.01
+    (row,) = rows["conjecture"]
+    assert row["best sequence below the safest policy, K"] < 0.01
+    assert row["called doomed, saved by a sequence"] == 0
+    (row,) = rows["thermometer"]
+    assert 0.0 <= row["misses, share of the doomed"] <= 1.0 and row["doomed"] > 0
+    (row,) = rows["shield"]
+    assert row["violating episodes"] == 0 and row["episodes"] == 7
+    names = ("feasible-set", "plans", "price", "horizon")
+    assert {path.name for path in folder.glob("*.png")} == {f"ground-truth-{x}.png" for x in names}
+
+
 def test_guards_change_the_action_and_keep_the_memory():
     obs = jnp.asarray([100.0, 5.0, 1.0, 100.0, 353.0, 0.0, -3.0, 1.8, 340.0])
 

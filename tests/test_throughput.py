@@ -56,6 +56,11 @@ def test_the_json_holds_the_promised_figures(smoke):
     assert str(path.parent) not in path.read_text(), "a machine's path"
     for name in ("work_precision", "lane_counts", "stragglers", "rosenbrock", "closed_loop"):
         assert found[name], name
+    answers = {row["what"]: row for row in found["answers"]["rows"]}
+    assert answers["viability"]["states_per_second"] > 10_000.0
+    for name in ("startup", "grade_down", "grade_up"):
+        assert answers[f"oracle, {name}"]["seconds_each"] > 0.0
+        assert answers[f"oracle, {name}"]["iterations"] > 1.0
     by_case = {row["case"]: row for row in found["closed_loop"]}
     for name, row in by_case.items():
         if "igniting" in name:
@@ -68,7 +73,7 @@ def test_the_figure_and_the_tables_are_there(smoke):
     path, printed = smoke
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert sorted(x.name for x in path.parent.iterdir()) == ["speed.json", "speed.png"]
-    for title in ("Work-precision", "Rosenbrock", "Closed loop", "Lanes", "stragglers"):
+    for title in ("Work-precision", "Oracle", "Rosenbrock", "Closed loop", "Lanes", "stragglers"):
         assert title in printed
 
 

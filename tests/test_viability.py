@@ -197,3 +197,49 @@ def test_a_calm_episode_is_never_doomed():
     calm = peaks() < 355.97
     assert calm.sum() > 20
     assert (found.doomed_share[calm] == 0.0).all() and np.isnan(found.lead[calm]).all()
+
+
+# --- A learned feasibility against the answer key ---
+
+
+def test_false_alarms_and_misses_are_counted_in_the_band_alone():
+    margin = np.array([1.0, 2.0, 3.0, 4.9, -1.0, -2.0, 30.0, -30.0])
+    called = np.array([True, False, True, True, True, False, False, True])
+    found = viability.agreement(called, margin)
+    assert found == (0.25, 0.5, 4, 2)  # the last two, far from the boundary, do not count
+    assert viability.agreement(called, margin, band=100.0) == (0.4, 2.0 / 3.0, 5, 3)
+    assert viability.agreement(margin >= 0.0, margin)[:2] == (0.0, 0.0)
+    nobody = viability.agreement(called[:4], margin[:4])
+    assert np.isnan(nobody.misses) and nobody.num_doomed == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.ones(3), np.ones(4)), r"called_feasible and margin have shapes \(3,\) and \(4,\)"),
+        ((np.ones((2, 2)), np.ones((2, 2))), r"allowed: \(N,\) twice"),
+        ((np.ones(3), np.ones(3), 0.0), "band = 0.0; allowed: above 0 K"),
+    ],
+)
+def test_bad_verdicts_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        viability.agreement(*arguments)
+
+
+def test_24_intervals_are_enough():
+    """Followed for 100 intervals, the safest policy gets no hotter."""
+    starts = hot()
+
+    def peaks(num_steps):
+        follow = functools.partial(viability.peak_under_safest, num_steps=num_steps)
+        return jax.jit(jax.vmap(follow))(*starts[:2])
+
+    np.testing.assert_allclose(peaks(SAFEST_STEPS), peaks(100), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", evaluate.START_SETS)
+def test_doomed_starts_are_those_of_the_answer_key(kind):
+    for scenario in ("startup", "grade_down", "grade_up"):
+        starts = evaluate.starts(scenario, kind)
+        margin = jax.jit(jax.vmap(viability.feasible_margin))(*starts[:2])
+        np.testing.assert_array_equal(np.asarray(margin) < 0.0, starts.doomed)

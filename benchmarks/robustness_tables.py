@@ -1,0 +1,138 @@
+"""The robustness suite as tables and degradation curves; `benchmarks.tables robustness` calls it.
+
+Nothing was trained or tuned for the changed plants. Level 0 of every family is the nominal plant.
+"""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import polycstr_jax
+from benchmarks import conditions
+from polycstr_jax import stats
+
+SHOWN = ("gap closed, median", "gap closed", "P(violation)", "P(runaway)")
+CURVES = ("gap closed, median", "P(violation)")
+STYLES = {  # methods drawn -> colour, line
+    "horizon10": ("0.55", "-"),
+    "pi_tuned": ("0.1", "-"),
+    "pi_safe": ("0.1", ":"),
+    "bc": ("#d97706", ":"),
+    "bc+": ("#d97706", "-"),
+    "iql": ("#1f5fa8", ":"),
+    "iql+": ("#1f5fa8", "-"),
+}
+HEADER = (
+    "Methods as they are on the leaderboard, none of them trained or tuned again. From the 64 "
+    "nominal starts, but `wide`. Gap closed: 0 is the open-loop step to the true plant's steady "
+    "inputs, 100 the oracle that knows the true plant and the disturbances to come; `horizon10` "
+    "and `horizon2` believe in the nominal one. Levels: {levels}. Over seeds the IQM, of the "
+    "median and of the mean over starts."
+)
+
+
+def table(results: pd.DataFrame, order) -> pd.DataFrame:
+    """One row a scenario, method and condition. `order`: the methods that come first."""
+    rows = []
+    for (scenario, method, name), cell in results.groupby(["scenario", "method", "starts"]):
+        if name not in {condition.name for condition in conditions.SUITE}:
+            continue  # doomed starts
+        family, _, level = name.partition(" ")
+        gap = interval(cell["gap_closed_median"])
+        rows.append(
+            {
+                "scenario": scenario,
+                "method": method,
+                "condition": name,
+                "family": family,
+                "level": float(level or 0),
+                "seeds": len(cell),
+                "starts behind the gap": int(cell["gap_starts"].iloc[0]),
+                "gap closed, median": gap.value,
+                "gap closed, median, low": gap.low,
+                "gap closed, median, high": gap.high,
+                "gap closed": interval(cell["gap_closed"]).value,
+                "score": interval(cell["score"]).value,
+                "P(violation)": cell["violated"].mean(),
+                "P(runaway)": cell["runaway"].mean(),
+            }
+        )
+    found = pd.DataFrame(rows)
+    names = [condition.name for condition in conditions.SUITE]
+    methods = [*order, *sorted(set(found.method) - set(order))]
+    ranks = {
+        "scenario": list(polycstr_jax.SCENARIOS).index,
+        "method": methods.index,
+        "condition": names.index,
+    }
+    return found.sort_values(list(ranks), key=lambda x: x.map(ranks[x.name]), ignore_index=True)
+
+
+def interval(values: pd.Series) -> stats.Interval:
+    """IQM over seeds with its interval; NaN where nothing is known."""
+    known = values.dropna().to_numpy()
+    return stats.seed_bootstrap(known) if known.size else stats.Interval(np.nan, np.nan, np.nan)
+
+
+def wide(found: pd.DataFrame, scenario: str, column: str) -> pd.DataFrame:
+    """Methods by conditions."""
+    chosen = found[found.scenario == scenario]
+    return chosen.pivot(index="method", columns="condition", values=column).reindex(
+        index=chosen.method.unique(), columns=chosen.condition.unique()
+    )
+
+
+def header() -> str:
+    """What the table has to say, the levels' units included."""
+    units = "; ".join(f"`{name}`, {unit}" for name, (_, unit) in conditions.FAMILIES.items())
+    return HEADER.format(levels=units)
+
+
+def figure(found: pd.DataFrame, path) -> None:
+    """Degradation curves: a column a family, two rows a scenario."""
+    scenarios = list(found.scenario.unique())
+    fig, axes = plt.subplots(
+        2 * len(scenarios),
+        len(conditions.FAMILIES),
+        figsize=(15, 4.4 * len(scenarios)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (scenario, column) in enumerate((s, c) for s in scenarios for c in CURVES):
+        for axis, (family, (_, unit)) in zip(axes[row], conditions.FAMILIES.items(), strict=True):
+            chosen = found[(found.scenario == scenario) & found.family.isin([family, "nominal"])]
+            for method, (colour, line) in STYLES.items():
+                own = chosen[chosen.method == method].sort_values("level")
+                style = dict(color=colour, ls=line, marker="o", ms=3, label=method)
+                axis.plot(own.level, own[column], **style)
+            axis.grid(alpha=0.25)
+            if row == 0:
+                axis.set_title(family)
+            if row == 2 * len(scenarios) - 1:
+                axis.set_xlabel(unit.split(",")[0], fontsize=8)
+        axes[row, 0].set_ylabel(f"{scenario}\n{column}", fontsize=9)
+        if column == "P(violation)":
+            axes[row, 0].set_ylim(-0.03, 1.03)
+        else:
+            axes[row, 0].set_ylim(-20, 105)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    fig.savefig(path, format="png", dpi=80)
+    plt.close(fig)
+
+
+def markdown(found: pd.DataFrame, text: str, to_table) -> str:
+    """The tables as Markdown; `to_table(rows, columns)` writes one."""
+    parts = ["# Robustness", text]
+    for scenario in found.scenario.unique():
+        for column in SHOWN:
+            rows = wide(found, scenario, column)
+            pattern = "{:.1f}" if column.startswith("gap") else "{:.2f}"
+            columns = {"method": "{}"} | dict.fromkeys(rows.columns, pattern)
+            parts += [f"## {scenario}: {column}", to_table(rows.reset_index(), columns)]
+    return "\n\n".join(parts) + "\n"
