@@ -24,7 +24,7 @@ import tyro
 import polycstr_jax
 from benchmarks import conditions
 from benchmarks.run import ENV, EVALUATION_KEY, PI, REPOSITORY, software
-from polycstr_jax import controllers, evaluate, oracle
+from polycstr_jax import controllers, evaluate, oracle, viability
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import initial_state, scenario_params
 from polycstr_jax.rollout import rollout
@@ -57,41 +57,53 @@ class Best(NamedTuple):
     excess: np.ndarray  # (E,) K, largest peak above the limit
     known: np.ndarray  # (E,) bool: converged, and the limit is kept
     spread: np.ndarray  # (E,) relative, of the costs that the guesses converged to; NaN: only one
-    num_converged: list[int]  # starts, of each guess
+    num_tried: list[int]  # starts, of each guess
+    num_converged: list[int]  # the same, to a plan that keeps the limit
 
 
-def solve_all(states, controls, params, limit=None, disturbances=None, every=True) -> Best:
-    """The oracle from several guesses: the cheapest of the converged plans that keep the limit.
+def solve_all(states, controls, params, limit=None, disturbances=None, others=None) -> Best:
+    """The oracle from three guesses: the cheapest of the converged plans that keep the limit.
 
-    Where there is none, the plan that exceeds the limit least. Unless `every` guess is to be
-    tried, it ends with that from which all starts are known.
+    Where there is none, the plan that exceeds the limit least, then the cheapest. `others` (E,)
+    bool: the starts from which the second and third guess are tried; if None, the first 8, and
+    all from which no optimum is known yet.
     """
-    horizon = HORIZON if disturbances is None else disturbances.shape[1]
+    states, controls = np.asarray(states), np.asarray(controls)
+    num, horizon = len(states), HORIZON if disturbances is None else disturbances.shape[1]
     plans: list[oracle.Plan] = []
+    known = np.zeros(num, bool)
     for guess in guesses(states, controls, params, horizon):
+        tried = np.ones(num, bool)
+        if plans:
+            tried = (np.arange(num) < 8) | ~known if others is None else others
+        if not tried.any():
+            continue
+        lanes = np.resize(np.flatnonzero(tried), 8 * -(-tried.sum() // 8))  # few sizes to compile
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # counted in the summary
-            plan = oracle.solve(
-                states,
-                controls,
+            found = oracle.solve(
+                states[lanes],
+                controls[lanes],
                 params,
                 limit=limit,
                 horizon=horizon,
-                guesses=guess,
-                disturbances=disturbances,
+                guesses=guess[lanes],
+                disturbances=None if disturbances is None else disturbances[lanes],
             )
-        plans.append(plan)
-        if not every and np.any([p.converged & (p.excess <= 0.0) for p in plans], axis=0).all():
-            break
+        whole = oracle.Plan(*(np.zeros((num, *x.shape[1:]), x.dtype) for x in found))
+        whole.excess[:] = np.nan  # not tried
+        for mine, new in zip(whole, found, strict=True):
+            mine[lanes] = new
+        plans.append(whole)
+        known |= whole.converged & (whole.excess <= 0.0)
     action, cost, excess, converged = (
         np.stack([getattr(plan, name) for plan in plans])
         for name in ("action", "cost", "excess", "converged")
     )
     good = converged & (excess <= 0.0)
-    best = np.where(
-        good.any(axis=0), np.where(good, cost, np.inf).argmin(axis=0), excess.argmin(axis=0)
-    )
-    lanes = np.arange(len(states))
+    rank = np.where(good, -1.0, np.where(np.isfinite(excess), np.maximum(excess, 0.0), np.inf))
+    best = np.lexsort((np.where(np.isfinite(excess), cost, np.inf), rank), axis=0)[0]
+    lanes = np.arange(num)
     highest = np.where(good, cost, -np.inf).max(axis=0)
     several = good.sum(axis=0) > 1
     return Best(
@@ -100,17 +112,18 @@ def solve_all(states, controls, params, limit=None, disturbances=None, every=Tru
         excess=excess[best, lanes],
         known=good.any(axis=0),
         spread=np.where(several, highest / cost[best, lanes] - 1.0, np.nan),
+        num_tried=np.isfinite(excess).sum(axis=1).tolist(),
         num_converged=good.sum(axis=1).tolist(),
     )
 
 
 def guesses(states, controls, params, horizon):
-    """Three guesses (N, H, 2): the cautious one, holding the controls, lowering them for 5
-    intervals and holding them there."""
-    hold = np.zeros((len(states), horizon, 2))
-    lowered = hold.copy()
-    lowered[:, :5] = controllers.SAFEST
-    return oracle.guess_all(states, controls, params, horizon), hold, lowered
+    """Three guesses (N, H, 2): the cautious one, and lowering the controls as fast as allowed for
+    5 or 24 intervals and holding them there. None of them ignites but from doomed starts."""
+    lowered = np.zeros((2, len(states), horizon, 2))
+    for guess, steps in zip(lowered, (5, viability.SAFEST_STEPS), strict=True):
+        guess[:, :steps] = controllers.SAFEST
+    return oracle.guess_all(states, controls, params, horizon), *lowered
 
 
 def summary_of(best: Best) -> dict[str, Any]:
@@ -119,6 +132,7 @@ def summary_of(best: Best) -> dict[str, Any]:
     spread = best.spread[~np.isnan(best.spread)]
     return {
         "known": int(known.sum()),
+        "tried, of each guess": best.num_tried,
         "converged, of each guess": best.num_converged,
         "largest relative spread over the guesses": float(spread.max()) if spread.size else None,
         "mean cost of the known": float(best.cost[known].mean()) if known.any() else None,
@@ -136,7 +150,9 @@ def make_oracle(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             fields = {"step": step_returns(starts, params)}
             summary[name] = {"doomed": int(starts.doomed.sum())}
             for which, limit in (("oracle", None), ("unconstrained", np.inf)):
-                best = solve_all(starts.state, starts.control, params, limit)
+                # From doomed starts no plan keeps the limit, whatever the guess.
+                others = ~starts.doomed if limit is None else np.ones_like(starts.doomed)
+                best = solve_all(starts.state, starts.control, params, limit, others=others)
                 fields |= {which: -best.cost, f"{which}_known": best.known}
                 fields[f"{which}_action"] = np.float32(best.action)
                 summary[name][which] = summary_of(best)
@@ -185,7 +201,7 @@ def solve_changed(starts, params) -> Best:
     hold = np.zeros((len(starts.state), delay, 2))
     waiting = replay(starts, params, hold) if delay else None
     states = waiting.state[-1] if delay else starts.state
-    best = solve_all(states, starts.control, at_once, None, disturbances[:, delay:], every=False)
+    best = solve_all(states, starts.control, at_once, None, disturbances[:, delay:])
     if not delay:
         return best
     over = waiting.peak_temperature.max(axis=0) - params.temperature_limit
@@ -226,15 +242,20 @@ def step_returns(starts, params) -> np.ndarray:
 
 def replay(starts, params, plans):
     """Roll-out (T, E) of the environment under plans (E, T, 2), with the evaluation's noise."""
-    keys = jax.random.split(jax.random.key(EVALUATION_KEY), len(starts.state))
     memory = (jnp.asarray(plans), jnp.zeros((len(starts.state),), int))
+    return roll(controllers.follow_plan, memory, params, starts, plans.shape[1])
+
+
+def roll(controller, memory, params, starts, num_steps: int = HORIZON):
+    """Roll-out (T, E) of a controller from starts, with the evaluation's noise, on the host."""
+    keys = jax.random.split(jax.random.key(EVALUATION_KEY), len(starts.state))
     initial = evaluate.start_states(starts)
-    return jax.device_get(run_plans(params, memory, initial, keys, plans.shape[1]))
+    return jax.device_get(run_controller(controller, params, memory, initial, keys, num_steps))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def run_plans(params, memory, initial, keys, num_steps):
-    return rollout(ENV, params, controllers.follow_plan, memory, initial, keys, num_steps)
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def run_controller(controller, params, memory, initial, keys, num_steps):
+    return rollout(ENV, params, controller, memory, initial, keys, num_steps)
 
 
 # --- Tuned PI controllers ---
@@ -336,23 +357,25 @@ def write_json(path: Path, content: dict) -> None:
     rich.print(f"written: {path.name}")
 
 
-def write_arrays(path: Path, made: dict, arrays: dict, summary: dict) -> None:
-    """The .npz, then the .json that says how it was made."""
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
-    write_json(path.with_suffix(".json"), {"made": made, "summary": summary})
-
-
 def main(args: Args) -> None:
-    check_writable(PACKAGE)
+    path = {
+        "oracle": PACKAGE / "oracle.npz",
+        "pi": PACKAGE / "tuned_pi.json",
+        "robustness": conditions.ROBUSTNESS,
+    }[args.what]
+    try:
+        check_writable(path.parent)
+    except OSError as error:
+        raise SystemExit(str(error)) from error
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
     made = {"command": f"python -m benchmarks.references {args.what}"} | software()
-    if args.what == "oracle":
-        write_arrays(PACKAGE / "oracle.npz", made, *make_oracle(rich.print))
-    elif args.what == "robustness":
-        write_arrays(conditions.ROBUSTNESS, made, *make_robustness(rich.print))
+    if args.what == "pi":
+        write_json(path, {"made": made, "controllers": make_tuned_pi(rich.print)})
     else:
-        found = {"made": made, "controllers": make_tuned_pi(rich.print)}
-        write_json(PACKAGE / "tuned_pi.json", found)
+        make = make_oracle if args.what == "oracle" else make_robustness
+        arrays, summary = make(rich.print)
+        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        write_json(path.with_suffix(".json"), {"made": made, "summary": summary})
 
 
 if __name__ == "__main__":

@@ -224,8 +224,8 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "seeds with a bootstrap interval over seeds; a dash where fewer than "
         f"{stats.MIN_SEEDS} seeds are there to resample, or where nothing is known. Doomed while "
         "live: share of the intervals, up to the first violation, from which even the safest "
-        "policy known violates; first doomed: when the first of them began, lead: hours from there to "
-        "the end of the first violating interval, medians over the episodes that have one.",
+        "policy known violates; first doomed: when the first of them began, lead: hours from there "
+        "to the end of the first violating interval, medians over the episodes that have one.",
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
         "pi_tuned, tuned on 256 starts of the scenario (1,600 candidates), pi_tuned_all, one "

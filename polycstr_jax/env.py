@@ -288,9 +288,13 @@ STATE_HIGH = OBS_HIGH[:5] / np.asarray([1.0, 1.0, reactor.RADICAL_SCALE, 1.0, 1.
 
 
 def state_from_obs(obs: Float[Array, "9"]) -> tuple[Float[Array, "5"], Float[Array, "2"]]:
-    """Reactor state (5,) in public units and controls in force (2,) that an observation shows."""
-    scale = jnp.asarray([1.0, 1.0, 1.0 / reactor.RADICAL_SCALE, 1.0, 1.0], obs.dtype)
-    return obs[:5] * scale, obs[7:9]
+    """Reactor state (5,) in public units and controls in force (2,) that an observation shows.
+
+    A negative concentration, which noise can show, is read as 0: no plant can start from it.
+    """
+    scale = jnp.asarray([1.0, 1.0, 1.0 / reactor.RADICAL_SCALE, 1.0], obs.dtype)
+    concentrations = jnp.maximum(obs[:4] * scale, 0.0)
+    return jnp.concatenate([concentrations, obs[4:5]]), obs[7:9]
 
 
 def plant(plant_factors, disturbance, params: EnvParams) -> ReactorParams:

@@ -485,9 +485,10 @@ def solve(
         plan = jax.device_get(_optimise_all(*arrays, params, bound, max_iterations))
     over = ~(plan.excess <= 0.0)
     if over.any():
+        most = np.nanmax(plan.excess[over], initial=0.0)
         warnings.warn(
             f"from {over.sum()} of {len(states)} starts no plan was found that keeps {limit} K; "
-            f"the least violating ones exceed it by up to {plan.excess.max():.2f} K.",
+            f"the least violating ones exceed it by up to {most:.2f} K.",
             stacklevel=2,
         )
     if not plan.converged.all():
@@ -499,10 +500,10 @@ def solve(
     return plan
 
 
-def check_horizon(horizon: int) -> None:
+def check_horizon(horizon: int, name: str = "horizon") -> None:
     """Raise `ValueError` unless `horizon` is an integer of at least 1."""
     if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise ValueError(f"horizon = {horizon}; allowed: an integer, 1 or more intervals.")
+        raise ValueError(f"{name} = {horizon}; allowed: an integer, 1 or more intervals.")
 
 
 def check_limit(limit: float, params: EnvParams) -> None:

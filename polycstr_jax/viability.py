@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from polycstr_jax import reactor
 from polycstr_jax.controllers import SAFEST
 from polycstr_jax.env import EnvParams, state_from_obs
+from polycstr_jax.oracle import check_horizon, check_limit
 from polycstr_jax.rollout import Trajectory
 
 SAFEST_STEPS = 24  # intervals over which the safest policy is followed
@@ -45,14 +46,17 @@ def peak_under_safest(
     params: EnvParams | None = None,
     *,
     num_steps: int = SAFEST_STEPS,
+    rtol: float = RTOL,
 ) -> Float[Array, ""]:
     """Highest temperature [K], now or later, if feed and coolant are lowered as fast as allowed.
 
     `state` (5,) in public units and `controls` (2,) in force [kg/h, K]; vmappable, jittable.
-    Followed for `num_steps` intervals; infinite where the integrator fails.
+    Followed for `num_steps` intervals; infinite where the integrator fails. Raises `ValueError`
+    for `num_steps` below 1.
     """
+    check_horizon(num_steps, "num_steps")
     params = EnvParams() if params is None else params
-    step = make_step(params)
+    step = make_step(params, rtol)
 
     def interval(carry, _):
         state, controls, step_size, peak = carry
@@ -81,9 +85,21 @@ def make_step(params: EnvParams, rtol: float = RTOL):
 
 
 def feasible_margin(state, controls, params: EnvParams | None = None) -> Float[Array, ""]:
-    """Limit - `peak_under_safest` [K]: at least 0 is certified feasible."""
-    params = EnvParams() if params is None else params
+    """Limit - `peak_under_safest` [K]: at least 0 is certified feasible.
+
+    Raises `ValueError` for a concrete limit that is not above the set-point and below 600 K.
+    """
+    params = checked(params)
     return params.temperature_limit - peak_under_safest(state, controls, params)
+
+
+def checked(params: EnvParams | None) -> EnvParams:
+    """The parameters, the nominal ones if None; `ValueError` for a limit that makes no sense."""
+    params = EnvParams() if params is None else params
+    concerned = (params.temperature_limit, params.temperature_setpoint)
+    if not any(isinstance(x, jax.core.Tracer) for x in concerned):
+        check_limit(float(params.temperature_limit), params)
+    return params
 
 
 class Agreement(NamedTuple):
@@ -121,8 +137,11 @@ def agreement(called_feasible, margin, band: float = BAND) -> Agreement:
 
 
 def action_margin(state, controls, action, params: EnvParams | None = None) -> Float[Array, ""]:
-    """Limit - highest temperature [K] if `action` (2,) is taken now and the safest ever after."""
-    params = EnvParams() if params is None else params
+    """Limit - highest temperature [K] if `action` (2,) is taken now and the safest ever after.
+
+    Raises as `feasible_margin`.
+    """
+    params = checked(params)
     step_size = jnp.asarray(reactor.FIRST_STEP, state.dtype)
     bounded = jnp.clip(action, -1.0, 1.0)
     state, controls, _, peak = make_step(params)(state, controls, step_size, bounded)
@@ -142,9 +161,10 @@ def shield(
 
     The action returned has been simulated: with it, and the safest policy after it, the
     temperature stays `margin` [K] below the limit. Where nothing does, the safest action comes
-    back, the least violating known, with `feasible` False and its (negative) margin.
+    back, the least violating known, with `feasible` False and its (negative) margin. Raises as
+    `feasible_margin`.
     """
-    params = EnvParams() if params is None else params
+    params = checked(params)
     action = jnp.clip(action, -1.0, 1.0)
 
     def blended(blend):
@@ -181,7 +201,9 @@ def shielded(act: Callable, params: EnvParams, margin: float = SHIELD_MARGIN) ->
     """`act(obs, ...)`, a policy or a controller, behind the shield.
 
     `act` returns an action, or a pair that begins with one. The shield believes the observation.
+    Raises as `feasible_margin`.
     """
+    checked(params)
 
     def behind(obs, *args):
         return _replace_action(

@@ -301,6 +301,20 @@ def test_replanning_over_the_whole_horizon_follows_the_plan():
     np.testing.assert_allclose(trajectory.state[:, 0, 3], expected[:, 3], atol=0.5)
 
 
+def test_a_noisy_measurement_below_zero_does_not_stop_replanning():
+    """Start-up begins without initiator, radicals and polymer."""
+    params = scenario_params("startup")
+    obs = jnp.asarray([440.0, 0.0, 0.0, 0.0, 350.0, 100.0, 0.0, 1.0, 345.0])
+    noise = jnp.asarray([0.0, -0.04, -0.006, -0.4, 0.0, 0.4, 0.0, 0.0, 0.0])
+    controller = jax.jit(oracle.receding_horizon(params, 2))
+    actions = [controller(x, jnp.zeros((2, 2)))[0] for x in (obs, obs + noise)]
+    np.testing.assert_allclose(*actions, atol=1e-6)
+    assert jnp.abs(actions[0]).max() > 0.5
+    for limit in (340.0, 700.0):
+        with pytest.raises(ValueError, match=f"limit = {limit} K; allowed"):
+            oracle.receding_horizon(params.replace(temperature_limit=limit), 2)
+
+
 def test_a_replanned_plan_moves_on_by_an_interval(monkeypatch):
     seen = {}
 

@@ -38,13 +38,16 @@ def metrics(method, scenario, kind="nominal"):
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_oracles_plans_keep_the_limit_and_earn_what_is_committed(scenario):
-    found = metrics("oracle", scenario)
-    committed = evaluate.references(scenario, "nominal")
-    assert committed.oracle_known.all() and committed.unconstrained_known.all()
-    np.testing.assert_allclose(found.episode_return, committed.oracle, rtol=5e-4)
-    assert found.violation_steps.sum() == 0.0
-    assert found.peak_temperature.max() <= 356.0 - 0.8 * oracle.BACK_OFF
+@pytest.mark.parametrize("kind", ["nominal", "wide", "hot"])
+def test_the_oracles_plans_keep_the_limit_and_earn_what_is_committed(scenario, kind):
+    found = metrics("oracle", scenario, kind)
+    committed = evaluate.references(scenario, kind)
+    known = committed.oracle_known
+    returns = found.episode_return[known]
+    np.testing.assert_allclose(returns, committed.oracle[known], rtol=5e-4)
+    assert found.violation_steps[known].sum() == 0.0
+    if kind == "nominal":  # from hot ones there may be less room
+        assert found.peak_temperature.max() <= 356.0 - 0.8 * oracle.BACK_OFF
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -69,37 +72,51 @@ def test_the_unconstrained_optimum_is_that_of_another_code():
 
 
 def test_guesses_lead_to_the_same_optimum():
-    """As committed: over all starts, three guesses, wherever two of them converged."""
+    """As committed: three guesses, over all starts from which the limit can be kept."""
     summary = json.loads((references.PACKAGE / "oracle.json").read_text())["summary"]
     assert set(summary) == {f"{s} {k}" for s in SCENARIOS for k in evaluate.START_SETS}
     for name, found in summary.items():
+        assert found["oracle"]["known"] == 64 - found["doomed"]
+        assert found["unconstrained"]["known"] == 64
         for which in ("oracle", "unconstrained"):
-            assert found[which]["largest relative spread over the guesses"] < 1e-5, (name, which)
-            assert sum(n > 0 for n in found[which]["converged, of each guess"]) >= 2
+            converged = np.array(found[which]["converged, of each guess"])
+            assert (converged >= 0.95 * found[which]["known"]).all(), (name, which)
+        assert found["oracle"]["largest relative spread over the guesses"] < 1e-5
+        # Without a limit the valley is flatter.
+        assert found["unconstrained"]["largest relative spread over the guesses"] < 1e-4
 
 
 def test_the_cheapest_plan_that_keeps_the_limit_is_taken(monkeypatch):
-    """Of three guesses, one converges above the limit, one does not, one is dearer."""
-    nan = np.full((2, 200, 2), np.nan)
-    plans = [
-        # start 0: cheapest, but not converged; start 1: exceeds the limit, by less than the others
-        ([10.0, 5.0], [-0.1, 0.2], [False, True]),
-        ([12.0, 6.0], [-0.1, 0.3], [True, False]),
-        ([13.0, 7.0], [-0.1, 0.4], [True, True]),
+    """Of three guesses; else the one that exceeds it least, a failed integration last."""
+    nan, passes = np.nan, []
+    outcomes = [  # cost, excess, converged of 3 starts, for each guess
+        ([10.0, 5.0, nan], [-0.1, 0.2, nan], [False, True, False]),
+        ([12.0, 6.0, 8.0], [-0.1, 0.3, 0.5], [True, False, False]),
+        ([13.0, 7.0, 7.0], [-0.1, 0.4, 0.5], [True, True, False]),
     ]
-    made = iter(plans)
 
-    def solve(*_, **__):
-        cost, excess, converged = (np.array(x) for x in next(made))
-        return oracle.Plan(nan, nan, nan, cost, excess, converged, np.zeros(2))
+    def solve(states, controls, params, **_):
+        chosen = states[:, 0].astype(int)
+        passes.append(chosen)
+        cost, excess, converged = (np.array(x)[chosen] for x in outcomes[len(passes) - 1])
+        action = np.full((chosen.size, 200, 2), len(passes), float)
+        return oracle.Plan(action, action, action, cost, excess, converged, cost)
 
     monkeypatch.setattr(references.oracle, "solve", solve)
-    params = scenario_params("startup")
-    best = references.solve_all(*evaluate.starts("startup", "tune")[:2], params)
-    np.testing.assert_array_equal(best.known, [True, False])
-    np.testing.assert_array_equal(best.cost, [12.0, 5.0])
-    assert best.spread[0] == pytest.approx(1.0 / 12.0) and np.isnan(best.spread[1])
-    assert best.num_converged == [0, 1, 1]
+    monkeypatch.setattr(references, "guesses", lambda *_: np.zeros((3, 3, 200, 2)))
+    states = np.arange(3.0)[:, None] * np.ones(5)
+    best = references.solve_all(states, np.ones((3, 2)), scenario_params("startup"))
+    np.testing.assert_array_equal(best.known, [True, False, False])
+    np.testing.assert_array_equal(best.cost, [12.0, 5.0, 7.0])
+    np.testing.assert_array_equal(best.action[:, 0, 0], [2, 1, 3])  # of the same guess
+    assert best.spread[0] == pytest.approx(1.0 / 12.0) and np.isnan(best.spread[1:]).all()
+    assert best.num_tried == [2, 3, 3] and best.num_converged == [0, 1, 1]
+
+    passes.clear()
+    others = np.array([True, False, False])
+    best = references.solve_all(states, np.ones((3, 2)), scenario_params("startup"), others=others)
+    assert [set(chosen) for chosen in passes] == [{0, 1, 2}, {0}, {0}]
+    assert np.isnan(best.excess[2]) and best.num_tried == [2, 1, 1]
 
 
 def test_the_limit_costs_what_is_documented_and_nothing_in_grade_down():
@@ -203,7 +220,7 @@ def test_a_row_that_saves_more_than_the_optimum_is_found_from_doomed_starts_too(
     found = excess(0.99 * of.oracle, False)
     assert found.excess_over_oracle["hot"] == pytest.approx(0.01)
     assert np.isnan(found.excess_over_oracle["hot_doomed"])
-    assert doomed.any() and (found.excess_over_unconstrained < 0.01).all()
+    assert doomed.any() and (found.excess_over_unconstrained < 0.01 + 1e-4).all()
 
 
 def test_savings_count_only_what_counts():

@@ -1,6 +1,7 @@
 """Each condition changes one thing; its oracle knows the plant as it then is."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ def test_the_oracles_plans_earn_on_the_changed_plant_what_is_committed(condition
     for scenario in polycstr_jax.SCENARIOS:
         of = conditions.references(scenario, condition)
         assert of.oracle_known.mean() > 0.9 and not of.unconstrained_known.any()
+        assert (of.step < of.oracle)[of.oracle_known].all()
         plans = conditions.optimal_actions(scenario, condition, "oracle")
         found = roll(condition, scenario, plans)
         returns = found.reward.sum(axis=0, dtype=np.float64)
@@ -69,7 +71,7 @@ def test_the_oracles_plans_earn_on_the_changed_plant_what_is_committed(condition
         nominal = evaluate.optimal_actions(scenario, "nominal", "oracle")
         other = roll(condition, scenario, nominal)
         calm = of.oracle_known & (other.peak_temperature.max(axis=0) <= 356.0)
-        beaten = of.oracle >= other.reward.sum(axis=0, dtype=np.float64) * (1.0 - 1e-4)
+        beaten = of.oracle >= other.reward.sum(axis=0, dtype=np.float64) * (1.0 + 1e-4)
         assert beaten[calm].all()
 
 
@@ -115,13 +117,15 @@ def test_the_oracle_meets_disturbances_that_it_foresees_and_no_delay(double):
         oracle.solve(*given[:2], params.replace(action_delay=2), horizon=12)
 
 
-def test_a_delayed_step_is_late_and_no_better():
+def test_a_longer_delay_makes_the_optimum_no_better():
     for scenario in polycstr_jax.SCENARIOS:
-        returns = [
-            conditions.references(scenario, CONDITIONS[name]).oracle.mean()
+        all_of = [
+            conditions.references(scenario, CONDITIONS[name])
             for name in ("nominal", "delay 1", "delay 2", "delay 4")
         ]
-        assert returns == sorted(returns, reverse=True)
+        known = np.all([of.oracle_known for of in all_of], axis=0)
+        for shorter, longer in itertools.pairwise(all_of):
+            assert (longer.oracle < shorter.oracle)[known].all()
 
 
 @pytest.fixture(scope="module")
