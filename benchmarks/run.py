@@ -116,12 +116,7 @@ SUITES = {
     "robustness": Suite(
         on_pi(8), tuple(r for r in REFERENCES if r != "unconstrained"), conditions.SUITE, False
     ),
-    "picnn": Suite(
-        on_pi(16),
-        ("pi_best", "pi_safe", "pi_median"),
-        conditions.of_starts("nominal", "wide"),
-        False,
-    ),
+    "picnn": Suite(on_pi(16), REFERENCES, conditions.of_starts("nominal", "wide"), False),
 }
 
 
@@ -133,6 +128,8 @@ class Cell(NamedTuple):
     method: str
     variant: str
     config: dict[str, Any]  # everything that decides the numbers; hashed
+    conditions: tuple[Condition, ...] = conditions.LEADERBOARD  # under which it is evaluated
+    find_doomed: bool = True  # whether states that are lost already are looked for
     algorithm_config: Any = None  # the algorithm's frozen dataclass; None for a controller
     base_config: Any = None  # of the policy that a layer wraps
 
@@ -153,27 +150,29 @@ class Args:
     suite: Literal["leaderboard", "robustness", "picnn"] = "leaderboard"
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
-    force: bool = False  # run finished cells again
+    force: bool = False  # run finished cells again; policies trained before are kept
     episodes: bool = False  # also write per-episode arrays, <cell>.npz
 
 
 def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     """All cells of a preset, in the order in which they run."""
     width = preset.seed_width or (8 if jax.default_backend() == "cpu" else 64)
+    _, references, under, find_doomed = SUITES[suite]
     common = {
-        "constants": constants_hash(),
+        "constants": constants_hash(suite),
+        "data": data_hash(),
         "source": source_hash(),
         "versions": {name: version(name) for name in DECIDING_PACKAGES},
         "backend": jax.default_backend(),
-        "evaluation": [SUITES[suite].conditions, SUITES[suite].find_doomed, EVALUATION_KEY],
+        "evaluation": [under, find_doomed, EVALUATION_KEY],
         "precision": jnp.dtype(jnp.result_type(float)).name,
     }
     cells = []
     for scenario in preset.scenarios:
-        for method in SUITES[suite].references:
+        for method in references:
             seeds = NUM_RANDOM_SEEDS if method == "random" else 1
             config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
-            cells.append(Cell(scenario, "pi", method, "default", config))
+            cells.append(Cell(scenario, "pi", method, "default", config, under, find_doomed))
     for dataset in preset.datasets:
         methods = ("bc",) if dataset in preset.only_bc else tuple(METHODS)
         for scenario in preset.scenarios:
@@ -196,7 +195,10 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                 }
                 if base is not None:
                     config["base_config"] = dataclasses.asdict(base)
-                cells.append(Cell(scenario, dataset, method, variant, config, settings, base))
+                evaluation = (under, find_doomed)
+                cells.append(
+                    Cell(scenario, dataset, method, variant, config, *evaluation, settings, base)
+                )
     return cells
 
 
@@ -234,17 +236,21 @@ def file_hash(paths) -> str:
 def source_hash() -> str:
     """Hash of the code that all cells rest on: the package, what algorithms share, this file."""
     package = sorted(Path(polycstr_jax.__file__).parent.glob("*.py"))
-    others = ("algos/common.py", "benchmarks/run.py", "benchmarks/conditions.py")
-    return file_hash([*package, *(REPOSITORY / name for name in others)])
+    return file_hash([*package, REPOSITORY / "algos/common.py", REPOSITORY / "benchmarks/run.py"])
 
 
-def constants_hash() -> str:
-    """Hash of the evaluation starts, score limits and data checksums that scores rest on."""
+def constants_hash(suite: str) -> str:
+    """Hash of the starts, score limits, optima and tuned controllers that a suite rests on."""
     package = Path(polycstr_jax.__file__).parent
-    inputs = json.dumps(data.committed_checksums()["inputs"], sort_keys=True)
     names = ("starts.npz", "score_limits.json", "oracle.npz", "tuned_pi.json")
-    files = file_hash([*(package / name for name in names), conditions.ROBUSTNESS])
-    return hashlib.sha256((files + inputs).encode()).hexdigest()[:16]
+    of_suite = [conditions.ROBUSTNESS, conditions.__file__] if suite == "robustness" else []
+    return file_hash([*(package / name for name in names), *of_suite])
+
+
+def data_hash() -> str:
+    """Hash of the data sets' inputs."""
+    inputs = json.dumps(data.committed_checksums()["inputs"], sort_keys=True)
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
 # --- Methods: each returns metrics (S, E) by condition, and the seconds it took ---
@@ -258,20 +264,15 @@ ENV = PolyCSTR()
 PI = controllers.make_pi(EnvParams())
 
 
-def conditions_of(cell: Cell) -> list[Condition]:
-    """The conditions under which a cell is evaluated."""
-    return [Condition(*x) for x in cell.config["evaluation"][0]]
-
-
 def judge_of(cell: Cell):
     """What is found out about episodes beside their metrics, or None."""
-    return viability.doom if cell.config["evaluation"][1] else None
+    return viability.doom if cell.find_doomed else None
 
 
 def run_reference(cell: Cell) -> Outcome:
     """A controller without training; one seed, the random controller excepted."""
     started, judge, results = time.perf_counter(), judge_of(cell), {}
-    for condition in conditions_of(cell):
+    for condition in cell.conditions:
         controller, memory = reference(cell.method, cell.scenario, condition)
         seeds = [
             evaluate.evaluate(
@@ -377,10 +378,10 @@ def build(file: str, config, base: Algorithm | None) -> Algorithm:
 
 def train(algorithm: Algorithm, training, cell: Cell, first: int):
     """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), without those of the
-    optimiser, and the seconds it took; from `.cache/trained` if they are there."""
+    optimiser, and the seconds it took, a base's apart; from `.cache/trained` if they are there."""
     layers = [algorithm] if algorithm.base is None else [algorithm, algorithm.base]
     parts = [
-        *(cell.config[name] for name in ("source", "constants", "versions", "backend")),
+        *(cell.config[name] for name in ("source", "data", "versions", "backend")),
         *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
         *(dataclasses.asdict(layer.config) for layer in layers),
         file_hash(sys.modules[layer.init.__module__].__file__ for layer in layers),
@@ -395,8 +396,9 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int):
     empty = jax.eval_shape(jax.vmap(algorithm.init, in_axes), rngs, training, *base)
     if path.exists():
         try:
-            empty = empty._replace(opt_state=())
-            return serialization.from_bytes(empty, path.read_bytes()), {"compile": 0.0, "run": 0.0}
+            kept = {"states": empty._replace(opt_state=()), "seconds": {"compile": 0.0, "run": 0.0}}
+            kept = serialization.from_bytes(kept, path.read_bytes())
+            return kept["states"], kept["seconds"]
         except Exception:  # damaged, in one of many ways: trained again
             path.unlink()
     states, _, seconds = train_seeds(
@@ -406,9 +408,9 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int):
         algorithm.config.num_updates,
         base_states=base[0] if base else None,
     )
-    states = jax.device_get(states._replace(opt_state=()))
-    write_atomically(path, lambda out: out.write(serialization.to_bytes(states)))
-    return states, seconds
+    kept = {"states": jax.device_get(states._replace(opt_state=())), "seconds": seconds}
+    write_atomically(path, lambda out: out.write(serialization.to_bytes(kept)))
+    return kept["states"], seconds
 
 
 def algorithm_of(cell: Cell) -> Algorithm:
@@ -425,12 +427,12 @@ def run_algorithm(cell: Cell) -> Outcome:
     training = load_training_data(cell.scenario, cell.dataset)
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
-    batches: dict[str, list] = {condition.name: [] for condition in conditions_of(cell)}
+    batches: dict[str, list] = {condition.name: [] for condition in cell.conditions}
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
         states, spent = train(algorithm, training, cell, first)
         started = time.perf_counter()
-        for condition in conditions_of(cell):
+        for condition in cell.conditions:
             found = evaluate.evaluate_policies(
                 ENV,
                 conditions.params(cell.scenario, condition),
@@ -630,7 +632,7 @@ def main(args: Args) -> None:
                     write_episodes(folder, cell, results)
                 rows = [
                     row
-                    for condition in conditions_of(cell)
+                    for condition in cell.conditions
                     for row in to_rows(cell, condition, results[condition.name])
                 ]
                 write_cell(folder, cell, rows, seconds)

@@ -208,24 +208,31 @@ def formatted(value, pattern: str) -> str:
     return pattern.format(value)
 
 
-def header(results: pd.DataFrame, preset: str) -> str:
-    """What every table has to say: limit, unit, horizon, discount, provenance."""
+def rules() -> str:
+    """What every table has to say: limit, unit, discount, horizon, scales."""
     params = EnvParams()
     hours = params.max_steps_in_episode * params.reactor.interval / 3600.0
-    lines = [
+    return (
         f"Cost: 1 for each interval whose peak temperature exceeds {params.temperature_limit:g} K; "
         f"undiscounted, over {params.max_steps_in_episode} intervals ({hours:g} h). Runaway: peak "
         f"above {params.runaway_temperature:g} K. Score: 0 and 100 are the 10th and 99th "
-        "percentile of random-gain PI control from nominal starts, for hot starts too; not "
-        "bounded below. Gap closed: 0 is the open-loop step to the new steady inputs, 100 the "
-        "oracle from the same start, which knows the plant; not bounded below either; mean over "
-        "seeds of the mean, median over seeds of the median over the starts from which an optimum "
-        "is known, whose number is beside it. IQM over "
-        "seeds with a bootstrap interval over seeds; a dash where fewer than "
-        f"{stats.MIN_SEEDS} seeds are there to resample, or where nothing is known. Doomed while "
-        "live: share of the intervals, up to the first violation, from which even the safest "
-        "policy known violates; first doomed: when the first of them began, lead: hours from there "
-        "to the end of the first violating interval, medians over the episodes that have one.",
+        "percentile of random-gain PI control from nominal starts; gap closed: 0 is the open-loop "
+        "step to the new steady inputs, 100 the oracle from the same start, which knows the plant; "
+        "neither is bounded below."
+    )
+
+
+def header(results: pd.DataFrame, preset: str) -> str:
+    """What stands above the leaderboard."""
+    lines = [
+        rules(),
+        "Gap closed: mean over seeds of the mean, median over seeds of the median, over the starts "
+        "from which an optimum is known, whose number is beside it. IQM over seeds with a "
+        f"bootstrap interval over seeds; a dash where fewer than {stats.MIN_SEEDS} seeds are there "
+        "to resample, or where nothing is known. Doomed while live: share of the intervals, up to "
+        "the first violation, from which even the safest policy known violates; first doomed: "
+        "when the first of them began, lead: hours from there to the end of the first violating "
+        "interval, medians over the episodes that have one.",
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
         "pi_tuned, tuned on 256 starts of the scenario (1,600 candidates), pi_tuned_all, one "
@@ -306,7 +313,7 @@ PAPER_SCORES = {  # (scenario, method, statistic) -> the paper's normalised rewa
 }
 PICNN_GROUPS = ("nominal", "wide")
 PICNN_VARIANTS = ("default", "published", "paper", "one-step", "linear", "nn")
-PICNN_METHODS = ("pi_best", "pi_safe", "pi_median", "bc", "bc+", "iql", "iql+")
+PICNN_METHODS = (*REFERENCES, "bc", "bc+", "iql", "iql+")
 PICNN_COLUMNS = {
     "method": "{}",
     "variant": "{}",
@@ -472,7 +479,7 @@ def write_picnn(results: pd.DataFrame, folder: Path, preset: str) -> None:
     for (scenario, group), rows in claims.groupby(CLAIM_KEYS, sort=False) if len(claims) else ():
         columns = {"claim": "{}", "95 % interval": "{}", "verdict": "{}"}
         print_table(f"{scenario}, {group} starts", rows, columns)
-    text = PICNN_HEADER + "\n\n" + provenance_line(results, preset)
+    text = "\n\n".join([rules(), PICNN_HEADER, provenance_line(results, preset)])
     rich.print(text)
     write_all(
         folder,
@@ -493,7 +500,7 @@ def write_robustness(results: pd.DataFrame, folder: Path, preset: str) -> None:
             pattern = "{:.0f}" if column.startswith("gap") else "{:.2f}"
             columns = {"method": "{}"} | dict.fromkeys(rows.columns[1:], pattern)
             print_table(f"{scenario}: {column}", rows, columns)
-    text = robustness_tables.header() + "\n\n" + provenance_line(results, preset)
+    text = "\n\n".join([rules(), robustness_tables.header(found), provenance_line(results, preset)])
     rich.print(text)
     write_all(
         folder,
