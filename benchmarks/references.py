@@ -36,6 +36,7 @@ HORIZON = 200
 # Tuning of PI controllers: cross-entropy method over log gains and biases.
 TRAINING_SEED, NUM_TRAINING_STARTS = 356, 256
 POPULATION, ELITE, GENERATIONS = 64, 8, 25
+AGREEMENT = 1e-5  # relative, of the costs that three guesses come to
 VIOLATION_PENALTY = 1_000.0  # score points for a violation in every episode
 
 
@@ -44,6 +45,7 @@ class Args:
     """Make the oracle's plans, the tuned PI controllers, or the robustness suite's oracle."""
 
     what: tyro.conf.Positional[Literal["oracle", "pi", "robustness"]]
+    only: tuple[str, ...] = ()  # such as "grade_up wide": these alone, the other optima are kept
 
 
 # --- The oracle ---
@@ -55,8 +57,9 @@ class Best(NamedTuple):
     action: np.ndarray  # (E, 200, 2)
     cost: np.ndarray  # (E,)
     excess: np.ndarray  # (E,) K, largest peak above the limit
-    known: np.ndarray  # (E,) bool: converged, and the limit is kept
-    spread: np.ndarray  # (E,) relative, of the costs that the guesses converged to; NaN: only one
+    known: np.ndarray  # (E,) bool: converged or agreed, and the limit is kept
+    agreed: np.ndarray  # (E,) bool: no guess converged, but all three came to the same cost
+    spread: np.ndarray  # (E,) relative, of the costs that the guesses came to; NaN: only one
     num_tried: list[int]  # starts, of each guess
     num_converged: list[int]  # the same, to a plan that keeps the limit
 
@@ -64,7 +67,8 @@ class Best(NamedTuple):
 def solve_all(states, controls, params, limit=None, disturbances=None, others=None) -> Best:
     """The oracle from three guesses: the cheapest of the converged plans that keep the limit.
 
-    Where there is none, the plan that exceeds the limit least, then the cheapest. `others` (E,)
+    Where none converged, the plan that exceeds the limit least, then the cheapest; it counts as
+    known if all three keep the limit and their costs agree to 1e-5 all the same. `others` (E,)
     bool: the starts from which the second and third guess are tried; if None, the first 8, and
     all from which no optimum is known yet.
     """
@@ -104,13 +108,18 @@ def solve_all(states, controls, params, limit=None, disturbances=None, others=No
     rank = np.where(good, -1.0, np.where(np.isfinite(excess), np.maximum(excess, 0.0), np.inf))
     best = np.lexsort((np.where(np.isfinite(excess), cost, np.inf), rank), axis=0)[0]
     lanes = np.arange(num)
-    highest = np.where(good, cost, -np.inf).max(axis=0)
-    several = good.sum(axis=0) > 1
+    kept = excess <= 0.0
+    agreed = ~good.any(axis=0) & (kept.sum(axis=0) == 3)
+    agreed &= cost.max(axis=0) <= (1.0 + AGREEMENT) * cost.min(axis=0)
+    counted = good | (kept & agreed)
+    highest = np.where(counted, cost, -np.inf).max(axis=0)
+    several = counted.sum(axis=0) > 1
     return Best(
         action=action[best, lanes],
         cost=cost[best, lanes],
         excess=excess[best, lanes],
-        known=good.any(axis=0),
+        known=good.any(axis=0) | agreed,
+        agreed=agreed,
         spread=np.where(several, highest / cost[best, lanes] - 1.0, np.nan),
         num_tried=np.isfinite(excess).sum(axis=1).tolist(),
         num_converged=good.sum(axis=1).tolist(),
@@ -132,6 +141,7 @@ def summary_of(best: Best) -> dict[str, Any]:
     spread = best.spread[~np.isnan(best.spread)]
     return {
         "known": int(known.sum()),
+        "of them by agreement": int(best.agreed.sum()),
         "tried, of each guess": best.num_tried,
         "converged, of each guess": best.num_converged,
         "largest relative spread over the guesses": float(spread.max()) if spread.size else None,
@@ -139,13 +149,15 @@ def summary_of(best: Best) -> dict[str, Any]:
     }
 
 
-def make_oracle(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def make_oracle(say, only=()) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays of oracle.npz, `<scenario>_<starts>_<field>`, and a summary."""
     arrays: dict[str, np.ndarray] = {}
     summary: dict[str, Any] = {}
     for scenario in SCENARIOS:
         for kind in evaluate.START_SETS:
             started, name = time.perf_counter(), f"{scenario} {kind}"
+            if only and name not in only:
+                continue
             starts, params = evaluate.starts(scenario, kind), scenario_params(scenario)
             fields = {"step": step_returns(starts, params)}
             summary[name] = {"doomed": int(starts.doomed.sum())}
@@ -162,15 +174,15 @@ def make_oracle(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, summary
 
 
-def make_robustness(say) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def make_robustness(say, only=()) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The same of the changed plants of the robustness suite, arrays of robustness.npz."""
     arrays: dict[str, np.ndarray] = {}
     summary: dict[str, Any] = {}
     for scenario in SCENARIOS:
         for condition in conditions.SUITE:
-            if not condition.changes_plant:
-                continue
             started, name = time.perf_counter(), f"{scenario} {condition.name}"
+            if not condition.changes_plant or (only and name not in only):
+                continue
             starts, params = (
                 evaluate.starts(scenario, "nominal"),
                 conditions.params(scenario, condition),
@@ -368,14 +380,23 @@ def main(args: Args) -> None:
     except OSError as error:
         raise SystemExit(str(error)) from error
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
-    made = {"command": f"python -m benchmarks.references {args.what}"} | software()
+    words = [args.what, *(["--only", *map(repr, args.only)] if args.only else [])]
+    made = {"command": f"python -m benchmarks.references {' '.join(words)}"} | software()
     if args.what == "pi":
         write_json(path, {"made": made, "controllers": make_tuned_pi(rich.print)})
     else:
         make = make_oracle if args.what == "oracle" else make_robustness
-        arrays, summary = make(rich.print)
+        arrays, summary = make(rich.print, args.only)
+        unknown = set(args.only) - set(summary)
+        if unknown:
+            raise SystemExit(f"only = {', '.join(unknown)}; allowed: such as grade_up wide.")
+        summary = {name: row | {"made": made} for name, row in summary.items()}
+        if args.only:
+            with np.load(path) as content:
+                arrays = dict(content) | arrays
+            summary = json.loads(path.with_suffix(".json").read_text())["summary"] | summary
         write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
-        write_json(path.with_suffix(".json"), {"made": made, "summary": summary})
+        write_json(path.with_suffix(".json"), {"summary": summary})
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_guesses_lead_to_the_same_optimum():
         assert found["unconstrained"]["known"] == 64
         for which in ("oracle", "unconstrained"):
             converged = np.array(found[which]["converged, of each guess"])
-            assert (converged >= 0.95 * found[which]["known"]).all(), (name, which)
+            assert (converged >= 0.9 * found[which]["known"]).all(), (name, which)
         assert found["oracle"]["largest relative spread over the guesses"] < 1e-5
         # Without a limit the valley is flatter.
         assert found["unconstrained"]["largest relative spread over the guesses"] < 1e-4
@@ -112,10 +112,21 @@ def test_the_cheapest_plan_that_keeps_the_limit_is_taken(monkeypatch):
     assert best.spread[0] == pytest.approx(1.0 / 12.0) and np.isnan(best.spread[1:]).all()
     assert best.num_tried == [2, 3, 3] and best.num_converged == [0, 1, 1]
 
+    passes.clear()  # without convergence, but the same cost three times: the first start's
+    outcomes[:] = [([1.0, 1.0], [-0.1, -0.1], [False] * 2)] * 2 + [
+        ([1.0 + 9e-6, 1.0 + 2e-5], [-0.1, -0.1], [False] * 2)
+    ]
+    best = references.solve_all(states[:2], np.ones((2, 2)), scenario_params("startup"))
+    np.testing.assert_array_equal(best.known, [True, False])
+    np.testing.assert_array_equal(best.agreed, [True, False])
+    assert best.spread[0] == pytest.approx(9e-6) and np.isnan(best.spread[1])
+    assert best.num_converged == [0, 0, 0]
+
     passes.clear()
+    outcomes[:] = [([1.0] * 3, [0.1] * 3, [False] * 3)] * 3
     others = np.array([True, False, False])
     best = references.solve_all(states, np.ones((3, 2)), scenario_params("startup"), others=others)
-    assert [set(chosen) for chosen in passes] == [{0, 1, 2}, {0}, {0}]
+    assert [set(chosen) for chosen in passes] == [{0, 1, 2}, {0}, {0}]  # no others are tried
     assert np.isnan(best.excess[2]) and best.num_tried == [2, 1, 1]
 
 
