@@ -477,7 +477,7 @@ def to_rows(cell: Cell, condition: Condition, result: Result) -> list[dict[str, 
         of = evaluate.References(*(x[members] for x in reference))
         for seed in range(metrics.score.shape[0]):
             chosen = {name: x[seed, members] for name, x in metrics._asdict().items()}
-            returns, calm = chosen["episode_return"], ~chosen["violated"]
+            returns, calm = chosen["episode_return"], chosen["violated"] == 0
             row = {
                 "seed": seed,
                 "starts": group,

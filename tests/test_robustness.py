@@ -70,7 +70,8 @@ def test_the_oracles_plans_earn_on_the_changed_plant_what_is_committed(condition
         # It is better than what is best on the nominal plant.
         nominal = evaluate.optimal_actions(scenario, "nominal", "oracle")
         other = roll(condition, scenario, nominal)
-        calm = of.oracle_known & (other.peak_temperature.max(axis=0) <= 356.0)
+        highest = other.peak_temperature.max(axis=0)
+        calm = of.oracle_known & (highest <= 356.0 - oracle.BACK_OFF)  # as the oracle
         beaten = of.oracle >= other.reward.sum(axis=0, dtype=np.float64) * (1.0 + 1e-4)
         assert beaten[calm].all()
 
