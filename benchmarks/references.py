@@ -36,7 +36,6 @@ HORIZON = 200
 # Tuning of PI controllers: cross-entropy method over log gains and biases.
 TRAINING_SEED, NUM_TRAINING_STARTS = 356, 256
 POPULATION, ELITE, GENERATIONS = 64, 8, 25
-AGREEMENT = 1e-5  # relative, of the costs that three guesses come to
 VIOLATION_PENALTY = 1_000.0  # score points for a violation in every episode
 
 
@@ -57,8 +56,7 @@ class Best(NamedTuple):
     action: np.ndarray  # (E, 200, 2)
     cost: np.ndarray  # (E,)
     excess: np.ndarray  # (E,) K, largest peak above the limit
-    known: np.ndarray  # (E,) bool: converged or agreed, and the limit is kept
-    agreed: np.ndarray  # (E,) bool: no guess converged, but all three came to the same cost
+    known: np.ndarray  # (E,) bool: converged, and the limit is kept
     spread: np.ndarray  # (E,) relative, of the costs that the guesses came to; NaN: only one
     num_tried: list[int]  # starts, of each guess
     num_converged: list[int]  # the same, to a plan that keeps the limit
@@ -67,19 +65,25 @@ class Best(NamedTuple):
 def solve_all(states, controls, params, limit=None, disturbances=None, others=None) -> Best:
     """The oracle from three guesses: the cheapest of the converged plans that keep the limit.
 
-    Where none converged, the plan that exceeds the limit least, then the cheapest; it counts as
-    known if all three keep the limit and their costs agree to 1e-5 all the same. `others` (E,)
-    bool: the starts from which the second and third guess are tried; if None, the first 8, and
-    all from which no optimum is known yet.
+    Where none converged, it is started once more, from the best of them; where that does not
+    converge either, the plan that exceeds the limit least, then the cheapest. `others` (E,) bool:
+    the starts for which more than the first guess is tried; if None, the first 8, and all from
+    which no optimum is known yet.
     """
     states, controls = np.asarray(states), np.asarray(controls)
     num, horizon = len(states), HORIZON if disturbances is None else disturbances.shape[1]
+    every = np.arange(num)
     plans: list[oracle.Plan] = []
-    known = np.zeros(num, bool)
-    for guess in guesses(states, controls, params, horizon):
-        tried = np.ones(num, bool)
-        if plans:
-            tried = (np.arange(num) < 8) | ~known if others is None else others
+    for guess in (*guesses(states, controls, params, horizon), None):
+        best, good = choose(plans) if plans else (None, np.zeros((1, num), bool))
+        unknown = ~good.any(axis=0)
+        if not plans:
+            tried = np.ones(num, bool)
+        elif guess is None:  # once more
+            tried = unknown if others is None else unknown & others
+            guess = np.stack([plan.action for plan in plans])[best, every]
+        else:
+            tried = (every < 8) | unknown if others is None else others
         if not tried.any():
             continue
         lanes = np.resize(np.flatnonzero(tried), 8 * -(-tried.sum() // 8))  # few sizes to compile
@@ -99,31 +103,33 @@ def solve_all(states, controls, params, limit=None, disturbances=None, others=No
         for mine, new in zip(whole, found, strict=True):
             mine[lanes] = new
         plans.append(whole)
-        known |= whole.converged & (whole.excess <= 0.0)
-    action, cost, excess, converged = (
-        np.stack([getattr(plan, name) for plan in plans])
-        for name in ("action", "cost", "excess", "converged")
+    best, good = choose(plans)
+    action, cost, excess = (
+        np.stack([getattr(plan, name) for plan in plans]) for name in ("action", "cost", "excess")
     )
-    good = converged & (excess <= 0.0)
-    rank = np.where(good, -1.0, np.where(np.isfinite(excess), np.maximum(excess, 0.0), np.inf))
-    best = np.lexsort((np.where(np.isfinite(excess), cost, np.inf), rank), axis=0)[0]
-    lanes = np.arange(num)
-    kept = excess <= 0.0
-    agreed = ~good.any(axis=0) & (kept.sum(axis=0) == 3)
-    agreed &= cost.max(axis=0) <= (1.0 + AGREEMENT) * cost.min(axis=0)
-    counted = good | (kept & agreed)
-    highest = np.where(counted, cost, -np.inf).max(axis=0)
-    several = counted.sum(axis=0) > 1
+    highest = np.where(good, cost, -np.inf).max(axis=0)
+    several = good.sum(axis=0) > 1
     return Best(
-        action=action[best, lanes],
-        cost=cost[best, lanes],
-        excess=excess[best, lanes],
-        known=good.any(axis=0) | agreed,
-        agreed=agreed,
-        spread=np.where(several, highest / cost[best, lanes] - 1.0, np.nan),
+        action=action[best, every],
+        cost=cost[best, every],
+        excess=excess[best, every],
+        known=good.any(axis=0),
+        spread=np.where(several, highest / cost[best, every] - 1.0, np.nan),
         num_tried=np.isfinite(excess).sum(axis=1).tolist(),
         num_converged=good.sum(axis=1).tolist(),
     )
+
+
+def choose(plans) -> tuple[np.ndarray, np.ndarray]:
+    """Which plan is best from each start (E,), and which are optima, (plans, E) bool."""
+    cost, excess, converged = (
+        np.stack([getattr(plan, name) for plan in plans])
+        for name in ("cost", "excess", "converged")
+    )
+    good = converged & (excess <= 0.0)
+    tried = np.isfinite(excess)  # a plan that the integrator failed on comes last
+    rank = np.where(good, -1.0, np.where(tried, np.maximum(excess, 0.0), np.inf))
+    return np.lexsort((np.where(tried, cost, np.inf), rank), axis=0)[0], good
 
 
 def guesses(states, controls, params, horizon):
@@ -141,7 +147,6 @@ def summary_of(best: Best) -> dict[str, Any]:
     spread = best.spread[~np.isnan(best.spread)]
     return {
         "known": int(known.sum()),
-        "of them by agreement": int(best.agreed.sum()),
         "tried, of each guess": best.num_tried,
         "converged, of each guess": best.num_converged,
         "largest relative spread over the guesses": float(spread.max()) if spread.size else None,
