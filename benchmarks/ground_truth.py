@@ -559,14 +559,13 @@ def slices(args) -> list[dict]:
             axis.contour(*grid, peak, levels=[LIMIT], colors=[colour])
             axis.plot([], [], color=colour, label=f"{name} controls")
             feasible = peak <= LIMIT
-            highest = np.where(feasible, arrays["temperature"][:, None], np.nan)
-            top = np.nanmax(highest, axis=0)
+            top = np.where(feasible, arrays["temperature"][:, None], 0.0).max(axis=0)
             rows.append(
                 {
                     "plane": plane,
                     "controls": name,
-                    "feasible up to, K (lowest)": float(np.nanmin(top)),
-                    "feasible up to, K (highest)": float(np.nanmax(top)),
+                    "feasible up to, K (lowest)": float(top.min()),
+                    "feasible up to, K (highest)": float(top.max()),
                     "share feasible": float(feasible.mean()),
                 }
             )

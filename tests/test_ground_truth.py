@@ -131,7 +131,8 @@ def test_guards_change_the_action_and_keep_the_memory():
         act = ground_truth.guarded(raise_both, "alarm")
         action, (memory, kept) = act(obs, (0, jnp.asarray(threshold)))
         assert (action == expected).all() and memory == 1 and kept == threshold
-    action, memory = jax.jit(ground_truth.guarded(raise_both, "shield"))(obs, 0)
+    hot = jnp.asarray([450.0, 9.8, 1.5, 100.0, 355.5, 0.0, -5.5, 1.8, 340.0])
+    action, memory = jax.jit(ground_truth.guarded(raise_both, "shield"))(hot, 0)
     assert memory == 1 and (action < 1.0).all()  # this hot, both cannot be raised
 
 
