@@ -42,7 +42,7 @@ import matplotlib.pyplot as plt
 import polycstr_jax
 from benchmarks.conditions import Condition
 from benchmarks.figures import BLUE, GREY, RED, draw
-from benchmarks.references import roll
+from benchmarks.references import roll, solve_all
 from benchmarks.run import (
     METHODS,
     PRESETS,
@@ -163,20 +163,19 @@ def price(args) -> list[dict]:
         first = slice(args.num_starts)
         states = np.concatenate([starts.state[first], np.asarray(params.start_mean)[None]])
         controls = np.concatenate([starts.control[first], np.asarray(params.initial_control)[None]])
-        plans = {x: oracle.solve(states, controls, params, limit=x) for x in (np.inf, *LIMITS)}
-        kept = [plan.converged & (plan.excess <= 0.0) for plan in plans.values()]
-        counts = np.all(kept, axis=0)[:-1]
-        free = plans[np.inf].cost
+        best = {limit: solve_all(states, controls, params, limit) for limit in (np.inf, *LIMITS)}
+        counts = np.all([found.known for found in best.values()], axis=0)[:-1]
+        free = best[np.inf].cost
         row = {
             "scenario": scenario,
-            "unconstrained cost of the middle start": known(free[-1], kept[0][-1]),
+            "unconstrained cost of the middle start": known(free[-1], best[np.inf].known[-1]),
             "unconstrained cost, mean": float(free[:-1][counts].mean()),
             "starts": int(counts.sum()),
         }
-        for limit, good in zip(LIMITS, kept[1:], strict=True):
-            cost = plans[limit].cost
+        for limit in LIMITS:
+            cost, good = best[limit].cost, best[limit].known & best[np.inf].known
             row[f"{limit:g} K"] = float(cost[:-1][counts].sum() / free[:-1][counts].sum() - 1.0)
-            row[f"{limit:g} K, middle"] = known(cost[-1] / free[-1] - 1.0, good[-1] & kept[0][-1])
+            row[f"{limit:g} K, middle"] = known(cost[-1] / free[-1] - 1.0, good[-1])
         rows.append(row)
     return rows
 

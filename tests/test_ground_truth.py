@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import ground_truth
 from polycstr_jax import evaluate
-from polycstr_jax.env import scenario_params
+from polycstr_jax.env import PolyCSTR, initial_state, scenario_params
 from tests.exact import exact_interval
 
 
@@ -131,8 +131,11 @@ def test_guards_change_the_action_and_keep_the_memory():
         act = ground_truth.guarded(raise_both, "alarm")
         action, (memory, kept) = act(obs, (0, jnp.asarray(threshold)))
         assert (action == expected).all() and memory == 1 and kept == threshold
-    hot = jnp.asarray([450.0, 9.8, 1.5, 100.0, 355.5, 0.0, -5.5, 1.8, 340.0])
-    action, memory = jax.jit(ground_truth.guarded(raise_both, "shield"))(hot, 0)
+    starts = evaluate.starts("grade_up", "hot")
+    assert not starts.doomed[0]
+    start = initial_state(starts.state[0], starts.control[0])
+    obs = PolyCSTR().observation(start, jnp.zeros((7,)), ground_truth.NOMINAL)
+    action, memory = jax.jit(ground_truth.guarded(raise_both, "shield"))(obs, 0)
     assert memory == 1 and (action < 1.0).all()  # this hot, both cannot be raised
 
 
