@@ -322,7 +322,7 @@ def agents(args) -> list[dict]:
 
 def near_boundary(num_states: int):
     """States, controls and peaks under the safest policy, of random and greedy agents, where that
-    peak is within 5 K of the limit.
+    peak is within 5 K of the limit and the temperature is not above it yet.
 
     Random agents from all starts of all scenarios, and the unconstrained optima, which are greedy.
     """
@@ -335,8 +335,8 @@ def near_boundary(num_states: int):
                 trajectory = roll(controller, memory(1), params, starts, 60)
                 found.append((trajectory.state.reshape(-1, 5), trajectory.control.reshape(-1, 2)))
     states, controls = (np.concatenate(x) for x in zip(*found, strict=True))
-    cool = states[:, 4] < LIMIT + viability.BAND
-    states, controls = states[cool], controls[cool]
+    live = states[:, 4] <= LIMIT
+    states, controls = states[live], controls[live]
     order = np.random.default_rng(0).permutation(len(states))
     states, controls = states[order], controls[order]
     peak = peaks_of(states, controls)
@@ -563,8 +563,8 @@ def slices(args) -> list[dict]:
                 {
                     "plane": plane,
                     "controls": name,
-                    "feasible up to, K (lowest)": float(top.min()),
-                    "feasible up to, K (highest)": float(top.max()),
+                    "feasible up to, K (lowest)": known(top.min(), top.min() > 0.0),
+                    "feasible up to, K (highest)": known(top.max(), top.max() > 0.0),
                     "share feasible": float(feasible.mean()),
                 }
             )
@@ -599,6 +599,7 @@ def figure_plans(folder: Path) -> None:
             title = f"{scenario}, {'limit 356 K' if name == 'oracle' else 'no limit'}"
             axis = axes[:, 2 * row + column]
             draw(axis, trajectory, params, title, colour)
+            axis[0].set_xlim(0, 30)
     labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
