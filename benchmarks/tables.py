@@ -208,7 +208,8 @@ def formatted(value, pattern: str) -> str:
     if isinstance(value, float) and np.isnan(value):
         return "-"
     text = pattern.format(value)
-    return text.lstrip("-") if not text.strip("-0.") else text  # no -0.0
+    is_zero = isinstance(value, float) and not text.strip("-0.")
+    return text.lstrip("-") if is_zero else text  # no -0.0
 
 
 def rules() -> str:

@@ -185,6 +185,13 @@ def test_episodes_are_written_on_request(smoke, tmp_path):
     assert frame[frame.starts == "nominal"].score.item() == pytest.approx(mean, rel=1e-4)
 
 
+def test_zeros_have_no_sign_and_dashes_stay():
+    assert tables.formatted(-0.04, "{:.1f}") == "0.0"
+    assert tables.formatted(-0.06, "{:.1f}") == "-0.1"
+    assert tables.formatted("-", "{}") == "-"
+    assert tables.formatted(np.nan, "{:.1f}") == "-"
+
+
 def test_tables_repeat_byte_for_byte_and_warn_of_smoke(smoke):
     arguments = tables.Args(results=smoke)
     tables.main(arguments)

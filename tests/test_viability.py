@@ -247,13 +247,13 @@ def test_doomed_starts_are_those_of_the_answer_key(kind):
 
 
 def test_bad_limits_and_horizons_are_named():
-    state, control = (x[0] for x in hot()[:2])
+    state, control = (jnp.asarray(x[0]) for x in hot()[:2])
     for limit in (340.0, 600.0, float("nan")):
         wrong = params().replace(temperature_limit=limit)
         for call in (
             lambda wrong=wrong: viability.feasible_margin(state, control, wrong),
-            lambda wrong=wrong: viability.action_margin(state, control, np.zeros(2), wrong),
-            lambda wrong=wrong: viability.shield(state, control, np.zeros(2), wrong),
+            lambda wrong=wrong: viability.action_margin(state, control, jnp.zeros(2), wrong),
+            lambda wrong=wrong: viability.shield(state, control, jnp.zeros(2), wrong),
             lambda wrong=wrong: viability.shielded(safest, wrong),
         ):
             with pytest.raises(ValueError, match=f"limit = {limit} K; allowed: above the set-po"):
