@@ -89,7 +89,6 @@ def draw_hot_starts(scenario: str) -> Starts:
 
 def is_doomed(starts: Starts, params: EnvParams) -> np.ndarray:
     """Whether lowering feed and coolant at full rate for 24 intervals still violates the limit."""
-
     peak = jax.jit(jax.vmap(lambda *x: viability.peak_under_safest(*x, params)))
     return np.asarray(peak(starts.state, starts.control)) > params.temperature_limit
 

@@ -32,6 +32,7 @@ from polycstr_jax.rollout import rollout
 
 ENV = PolyCSTR()
 BLUE, RED, GREY = "#1f5fa8", "#b3261e", "0.45"
+LABELS = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
 
 
 @dataclasses.dataclass
@@ -116,8 +117,7 @@ def figure(scenario: str, num_updates: int):
     )
     for column, (shown, title, colour) in enumerate(columns):
         draw(axes[:, column], shown, params, title, colour)
-    labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
-    for axis, label in zip(axes[:, 0], labels, strict=True):
+    for axis, label in zip(axes[:, 0], LABELS, strict=True):
         axis.set_ylabel(label)
     fig.suptitle(f"{scenario}: limit {params.temperature_limit:g} K dashed, set-points dotted")
     return fig

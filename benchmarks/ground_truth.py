@@ -41,8 +41,8 @@ import matplotlib.pyplot as plt
 
 import polycstr_jax
 from benchmarks.conditions import Condition
-from benchmarks.figures import BLUE, GREY, RED, draw
-from benchmarks.references import roll, solve_all
+from benchmarks.figures import BLUE, GREY, LABELS, RED, draw
+from benchmarks.references import replay, roll, solve_all
 from benchmarks.run import (
     METHODS,
     PRESETS,
@@ -123,7 +123,7 @@ def scipy(args) -> list[dict]:
         starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
         actions = evaluate.optimal_actions(scenario, "nominal", "oracle")
         expected = -evaluate.references(scenario, "nominal").oracle
-        plan_peaks = replayed_peaks(scenario, "nominal")
+        plan_peaks = replay(starts, params, np.float32(actions)).peak_temperature
         errors = []
         for start in range(args.num_scipy):
             cost, peaks = scipy_replay(
@@ -142,13 +142,6 @@ def scipy(args) -> list[dict]:
             }
         )
     return rows
-
-
-def replayed_peaks(scenario: str, kind: str) -> np.ndarray:
-    """Peaks (T, E) of the oracle's plans in the environment, float32."""
-    controller, memory = reference("oracle", scenario, Condition(kind, kind))
-    starts, params = evaluate.starts(scenario, kind), scenario_params(scenario)
-    return roll(controller, memory(0), params, starts).peak_temperature
 
 
 def price(args) -> list[dict]:
@@ -320,6 +313,7 @@ def agents(args) -> list[dict]:
 # --- Viability ---
 
 
+@functools.cache
 def near_boundary(num_states: int):
     """States, controls and peaks under the safest policy, of random and greedy agents, where that
     peak is within 5 K of the limit and the temperature is not above it yet.
@@ -595,16 +589,14 @@ def figure_plans(folder: Path) -> None:
     fig, axes = plt.subplots(4, 6, figsize=(16, 8), sharex=True, sharey="row", layout="constrained")
     for row, scenario in enumerate(SCENARIOS):
         for column, name in enumerate(("unconstrained", "oracle")):
-            controller, memory = reference(name, scenario, Condition("nominal", "nominal"))
             starts, params = evaluate.starts(scenario, "nominal"), scenario_params(scenario)
-            trajectory = roll(controller, memory(0), params, starts)
+            trajectory = replay(starts, params, evaluate.optimal_actions(scenario, "nominal", name))
             colour = BLUE if name == "oracle" else GREY
             title = f"{scenario}, {'limit 356 K' if name == 'oracle' else 'no limit'}"
             axis = axes[:, 2 * row + column]
             draw(axis, trajectory, params, title, colour)
             axis[0].set_xlim(0, 30)
-    labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
-    for axis, label in zip(axes[:, 0], labels, strict=True):
+    for axis, label in zip(axes[:, 0], LABELS, strict=True):
         axis.set_ylabel(label)
     save(fig, folder, "plans")
 

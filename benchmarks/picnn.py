@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 from algos import bc, iql, picnn
 from algos.common import action_units, load_training_data, track_obs, train_seeds
 from benchmarks.constants import is_doomed
-from benchmarks.figures import BLUE, GREY, RED, draw, policy_trajectory
+from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, policy_trajectory
 from benchmarks.run import software
 from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate
@@ -510,8 +510,7 @@ def figure_trajectories(scenario: str, algorithms, states):
         trajectory = policy_trajectory(algorithms[name], first, scenario)
         colour = RED if name.startswith("bc") else BLUE
         draw(axes[:, column], trajectory, params, name.upper(), colour)
-    labels = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
-    for axis, label in zip(axes[:, 0], labels, strict=True):
+    for axis, label in zip(axes[:, 0], LABELS, strict=True):
         axis.set_ylabel(label)
     fig.suptitle(f"{scenario}: 64 nominal starts, seed 0; limit dashed, set-points dotted")
     return fig

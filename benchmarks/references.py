@@ -73,17 +73,18 @@ def solve_all(states, controls, params, limit=None, disturbances=None, others=No
     states, controls = np.asarray(states), np.asarray(controls)
     num, horizon = len(states), HORIZON if disturbances is None else disturbances.shape[1]
     every = np.arange(num)
-    plans: list[oracle.Plan] = []
+    plans = None  # (guesses so far, E, ...)
     for guess in (*guesses(states, controls, params, horizon), None):
-        best, good = choose(plans) if plans else (None, np.zeros((1, num), bool))
-        unknown = ~good.any(axis=0)
-        if not plans:
+        if plans is None:
             tried = np.ones(num, bool)
-        elif guess is None:  # once more
-            tried = unknown if others is None else unknown & others
-            guess = np.stack([plan.action for plan in plans])[best, every]
         else:
-            tried = (every < 8) | unknown if others is None else others
+            best, good = choose(plans)
+            unknown = ~good.any(axis=0)
+            if guess is None:  # once more
+                tried = unknown if others is None else unknown & others
+                guess = plans.action[best, every]
+            else:
+                tried = (every < 8) | unknown if others is None else others
         if not tried.any():
             continue
         lanes = np.resize(np.flatnonzero(tried), 8 * -(-tried.sum() // 8))  # few sizes to compile
@@ -98,38 +99,34 @@ def solve_all(states, controls, params, limit=None, disturbances=None, others=No
                 guesses=guess[lanes],
                 disturbances=None if disturbances is None else disturbances[lanes],
             )
-        whole = oracle.Plan(*(np.zeros((num, *x.shape[1:]), x.dtype) for x in found))
+        whole = oracle.Plan(*(np.zeros((1, num, *x.shape[1:]), x.dtype) for x in found))
         whole.excess[:] = np.nan  # not tried
         for mine, new in zip(whole, found, strict=True):
-            mine[lanes] = new
-        plans.append(whole)
+            mine[0, lanes] = new
+        if plans is not None:
+            whole = oracle.Plan(*(np.concatenate(x) for x in zip(plans, whole, strict=True)))
+        plans = whole
     best, good = choose(plans)
-    action, cost, excess = (
-        np.stack([getattr(plan, name) for plan in plans]) for name in ("action", "cost", "excess")
-    )
-    highest = np.where(good, cost, -np.inf).max(axis=0)
+    cost = plans.cost[best, every]
+    highest = np.where(good, plans.cost, -np.inf).max(axis=0)
     several = good.sum(axis=0) > 1
     return Best(
-        action=action[best, every],
-        cost=cost[best, every],
-        excess=excess[best, every],
+        action=plans.action[best, every],
+        cost=cost,
+        excess=plans.excess[best, every],
         known=good.any(axis=0),
-        spread=np.where(several, highest / cost[best, every] - 1.0, np.nan),
-        num_tried=np.isfinite(excess).sum(axis=1).tolist(),
+        spread=np.where(several, highest / cost - 1.0, np.nan),
+        num_tried=np.isfinite(plans.excess).sum(axis=1).tolist(),
         num_converged=good.sum(axis=1).tolist(),
     )
 
 
-def choose(plans) -> tuple[np.ndarray, np.ndarray]:
-    """Which plan is best from each start (E,), and which are optima, (plans, E) bool."""
-    cost, excess, converged = (
-        np.stack([getattr(plan, name) for plan in plans])
-        for name in ("cost", "excess", "converged")
-    )
-    good = converged & (excess <= 0.0)
-    tried = np.isfinite(excess)  # a plan that the integrator failed on comes last
-    rank = np.where(good, -1.0, np.where(tried, np.maximum(excess, 0.0), np.inf))
-    return np.lexsort((np.where(tried, cost, np.inf), rank), axis=0)[0], good
+def choose(plans: oracle.Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Of plans (guesses, E, ...), which is best from each start (E,), and which are optima."""
+    good = plans.converged & (plans.excess <= 0.0)
+    tried = np.isfinite(plans.excess)  # a plan that the integrator failed on comes last
+    rank = np.where(good, -1.0, np.where(tried, np.maximum(plans.excess, 0.0), np.inf))
+    return np.lexsort((np.where(tried, plans.cost, np.inf), rank), axis=0)[0], good
 
 
 def guesses(states, controls, params, horizon):
@@ -320,20 +317,15 @@ def tune_pi(scenarios, seed: int = 0) -> dict[str, Any]:
     steady = [oracle.steady_inputs(scenario_params(s)) for s in scenarios]
     mean = np.concatenate([*ranges.mean(axis=1), np.mean(steady, axis=0)])
     std = np.concatenate([*np.ptp(ranges, axis=1), [0.5, 2.0]])
+    problems = [
+        (*training_starts(s), scenario_params(s), evaluate.score_limits(s)) for s in scenarios
+    ]
     started = time.perf_counter()
     best = (-np.inf, mean)
     for _ in range(GENERATIONS):
         theta = mean + std * rng.standard_normal((POPULATION, 6))
         theta[0] = best[1]
-        found = [
-            pi_scores(
-                jnp.asarray(theta, jnp.float32),
-                *training_starts(scenario),
-                scenario_params(scenario),
-                evaluate.score_limits(scenario),
-            )
-            for scenario in scenarios
-        ]
+        found = [pi_scores(jnp.asarray(theta, jnp.float32), *problem) for problem in problems]
         score, violated = (
             np.mean([np.asarray(x[n], float) for x in found], axis=0) for n in (0, 1)
         )

@@ -64,12 +64,17 @@ def starts(scenario: str, kind: str) -> Starts:
 
     Raises `ValueError` for an unknown scenario or set.
     """
+    return Starts(*_committed("starts.npz", scenario, kind, Starts._fields))
+
+
+def _committed(name: str, scenario: str, kind: str, fields) -> list[np.ndarray]:
+    """Arrays of a committed file of start sets; `ValueError` for an unknown scenario or set."""
     scenario = scenario_name(scenario)
     if kind not in START_SETS:
         raise ValueError(f"starts = {kind!r}; allowed: {', '.join(START_SETS)}.")
-    with resources.files("polycstr_jax").joinpath("starts.npz").open("rb") as file:
+    with resources.files("polycstr_jax").joinpath(name).open("rb") as file:
         content = np.load(file)
-        return Starts(*(content[f"{scenario}_{kind}_{field}"] for field in Starts._fields))
+        return [content[f"{scenario}_{kind}_{field}"] for field in fields]
 
 
 def start_states(chosen: Starts) -> EnvState:
@@ -106,12 +111,7 @@ def references(scenario: str, kind: str) -> References:
 
     Raises `ValueError` for an unknown scenario or set.
     """
-    scenario = scenario_name(scenario)
-    if kind not in START_SETS:
-        raise ValueError(f"starts = {kind!r}; allowed: {', '.join(START_SETS)}.")
-    with resources.files("polycstr_jax").joinpath("oracle.npz").open("rb") as file:
-        content = np.load(file)
-        return References(*(content[f"{scenario}_{kind}_{name}"] for name in References._fields))
+    return References(*_committed("oracle.npz", scenario, kind, References._fields))
 
 
 def optimal_actions(scenario: str, kind: str, which: str) -> np.ndarray:
@@ -119,12 +119,9 @@ def optimal_actions(scenario: str, kind: str, which: str) -> np.ndarray:
 
     Raises `ValueError` for another name, an unknown scenario or set.
     """
-    if kind not in START_SETS:
-        raise ValueError(f"starts = {kind!r}; allowed: {', '.join(START_SETS)}.")
     if which not in ("oracle", "unconstrained"):
         raise ValueError(f"which = {which!r}; allowed: oracle, unconstrained.")
-    with resources.files("polycstr_jax").joinpath("oracle.npz").open("rb") as file:
-        return np.load(file)[f"{scenario_name(scenario)}_{kind}_{which}_action"]
+    return _committed("oracle.npz", scenario, kind, [f"{which}_action"])[0]
 
 
 def gap_closed(episode_return, of: References) -> np.ndarray:
