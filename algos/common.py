@@ -37,6 +37,7 @@ class Algorithm(NamedTuple):
     train: Callable  # (rng, data) -> state, metrics
     config: Any  # frozen dataclass with num_updates
     base: "Algorithm | None" = None
+    check_data: Callable | None = None  # (data): raises or warns before anything is compiled
 
 
 class MLP(nn.Module):
@@ -133,6 +134,8 @@ def train_seeds(
     """
     if num_updates < 1:
         raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
+    if algorithm.check_data is not None:
+        algorithm.check_data(data)
     base = algorithm.base
     if base is not None:
         if base_states is None:

@@ -24,6 +24,8 @@ NAMES = sorted(
 )
 NUM_TRANSITIONS = 400
 SMALL = {"hidden": (16, 16), "batch_size": 32}
+# Of the denoiser; of several samples the one taken would depend on rounding.
+SMALL_DENOISER = {"width": 16, "num_blocks": 1, "num_samples": 1}
 SMALL_BASE = bc.Config(**SMALL, num_updates=20)
 
 
@@ -75,7 +77,8 @@ def data():
 def small_algorithm(name):
     """Module, small configuration, and functions; of a layer, around a small BC."""
     module = module_of(name)
-    small = {k: v for k, v in {**SMALL, "num_updates": 100}.items() if k in settings(name)}
+    wanted = {**SMALL, **SMALL_DENOISER, "num_updates": 100}
+    small = {k: v for k, v in wanted.items() if k in settings(name)}
     config = dataclasses.replace(module.PRESETS["default"], **small)
     env, params = polycstr_jax.make("startup")
     around = {"base": bc.make_train(SMALL_BASE)} if name in LAYERS else {}
@@ -112,7 +115,7 @@ def same_bytes(a, b):
 
 
 def test_every_algorithm_is_held_to_the_contract():
-    assert {"bc", "iql", "picnn"} <= set(NAMES)
+    assert {"bc", "fisor", "iql", "picnn"} <= set(NAMES)
 
 
 def test_configuration_is_frozen_hashable_and_explained(algorithm):
