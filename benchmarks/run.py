@@ -70,6 +70,7 @@ DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # i
 
 
 REPOSITORY = Path(__file__).parent.parent
+PACKAGE = Path(polycstr_jax.__file__).parent
 TRAINED = REPOSITORY / ".cache" / "trained"
 
 
@@ -172,6 +173,8 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
         for method in references:
             seeds = NUM_RANDOM_SEEDS if method == "random" else 1
             config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
+            if method.startswith("pi_tuned"):
+                config["tuned"] = file_hash([PACKAGE / "tuned_pi.json"])
             cells.append(Cell(scenario, "pi", method, "default", config, under, find_doomed))
     for dataset in preset.datasets:
         methods = ("bc",) if dataset in preset.only_bc else tuple(METHODS)
@@ -235,16 +238,15 @@ def file_hash(paths) -> str:
 
 def source_hash() -> str:
     """Hash of the code that all cells rest on: the package, what algorithms share, this file."""
-    package = sorted(Path(polycstr_jax.__file__).parent.glob("*.py"))
+    package = sorted(PACKAGE.glob("*.py"))
     return file_hash([*package, REPOSITORY / "algos/common.py", REPOSITORY / "benchmarks/run.py"])
 
 
 def constants_hash(suite: str) -> str:
-    """Hash of the starts, score limits, optima and tuned controllers that a suite rests on."""
-    package = Path(polycstr_jax.__file__).parent
-    names = ("starts.npz", "score_limits.json", "oracle.npz", "tuned_pi.json")
+    """Hash of the starts, score limits and optima that a suite rests on."""
+    names = ("starts.npz", "score_limits.json", "oracle.npz")
     of_suite = [conditions.ROBUSTNESS, conditions.__file__] if suite == "robustness" else []
-    return file_hash([*(package / name for name in names), *of_suite])
+    return file_hash([*(PACKAGE / name for name in names), *of_suite])
 
 
 def data_hash() -> str:
@@ -531,10 +533,18 @@ def provenance(cell: Cell, wall_time: dict[str, float]) -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
     """Commit, versions, hardware and date."""
-    command = ["git", "describe", "--always", "--dirty"]
+
+    def git(*words):
+        done = subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        commit = done.stdout.strip()
+        commit = git("describe", "--always")
+        # What a run itself overwrites does not make the code another one.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        commit += "-dirty" if changed else ""
     except OSError:  # no git
         commit = ""
     packages = (*DECIDING_PACKAGES, "numpy", "scipy")

@@ -69,7 +69,7 @@ from polycstr_jax import (
     viability,
 )
 from polycstr_jax.data import check_writable, write_atomically
-from polycstr_jax.env import EnvParams, PolyCSTR, initial_state, scenario_params
+from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.rollout import rollout
 
 ROOT = Path(__file__).parent.parent

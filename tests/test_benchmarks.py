@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import subprocess
 from pathlib import Path
 
 import jax
@@ -367,3 +368,25 @@ def test_picnn_tables_are_written_and_repeat_byte_for_byte(picnn_results):
     assert "| bc+ | default | 10 |" in first[0].decode()
     with pytest.raises(SystemExit, match=r"benchmarks.run --preset quick --suite picnn"):
         tables.main(tables.Args(table="picnn", results=picnn_results / "quick"))
+
+
+def test_code_that_was_changed_is_dirty_and_results_that_were_are_not(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(run, "REPOSITORY", tmp_path)
+    assert run.software()["commit"] == "unknown"  # not a repository
+    (tmp_path / "results").mkdir()
+    code, result = tmp_path / "code.py", tmp_path / "results" / "x.csv"
+    for path in (code, result):
+        path.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = run.software()["commit"]
+    result.write_text("2")
+    (tmp_path / "new.txt").write_text("")
+    assert run.software()["commit"] == commit and commit.isalnum()
+    code.write_text("2")
+    assert run.software()["commit"] == f"{commit}-dirty"
