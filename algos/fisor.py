@@ -21,10 +21,12 @@ iterations, h = +25 or -1, rewards scaled to the spread of the data's returns, t
 actions in their box. `first-commit` keeps a weight of at least 1 on unsafe actions in infeasible
 states, as the first public version did.
 
-Deviations from the paper in `default`, each measured in docs/algorithms/fisor.md: smaller
-networks and fewer updates with decaying learning rates; rewards in units of their standard
-deviation; time-outs bootstrap; actions enter as asinh(a / std), rescaled to [-1, 1], because most
-are a few hundredths and a boost is 1. Observations are standardised in all presets.
+Deviations from the paper in `default`, measured in docs/algorithms/fisor.md: smaller networks and
+fewer updates with larger, decaying learning rates; h is the margin in kelvin; of 4 samples the
+one with the greatest Q_r among those with Q_h <= 0, for the safest of 16 shuts the reactor down;
+rewards in units of their standard deviation; time-outs bootstrap; actions enter as asinh(a / std),
+rescaled to [-1, 1], because most are a few hundredths and a boost is 1. Observations are
+standardised in all presets.
 
 Run: python algos/fisor.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -65,11 +67,11 @@ glorot = nn.initializers.xavier_uniform()
 class Config:
     """Hyper-parameters; (paper) where the default is the paper's."""
 
-    num_updates: int = 10_000
+    num_updates: int = 6_000
     batch_size: int = 256  # rows drawn, divided among the actor's steps
     num_actor_steps: int = 1
     critic_rows: int = 256  # the first rows of the batch (paper)
-    learning_rate: float = 3e-4  # (paper)
+    learning_rate: float = 1e-3  # of everything
     cosine_decay: bool = True  # of values and critics, to 0 over num_updates
     actor_decay_steps: int | None = None  # to 0; None: over all steps of the actor
     hidden: tuple[int, ...] = (128, 128)  # of values and critics
@@ -77,8 +79,8 @@ class Config:
     expectile: float = 0.9  # of the rewards' values (paper)
     safety_expectile: float = 0.9  # reversed (paper)
     target_rate: float = 0.005  # (paper)
-    ema_rate: float = 0.001  # of the actor (paper)
-    constraint: Constraint = "indicator"  # h (paper); margin: peak - limit in K
+    ema_rate: float = 0.005  # of the actor
+    constraint: Constraint = "margin"  # h: peak - limit in K; indicator: +25 or -1 (paper)
     safety: Safety = "reachability"  # (paper); cost_value: discounted cost against cost_limit
     cost_limit: float = 2.0  # violating intervals an episode; of safety `cost_value` only
     timeouts: Timeouts = "bootstrap"
@@ -93,32 +95,61 @@ class Config:
     actor: Actor = "diffusion"  # (paper)
     action_unit: ActionUnit = "asinh"
     num_diffusion_steps: int = 5  # T (paper)
-    width: int = 128  # of the denoiser
+    width: int = 64  # of the denoiser
     num_blocks: int = 2
     dropout: float = 0.0
-    num_samples: int = 16  # N (paper)
-    selection: Selection = "safest"  # (paper)
+    num_samples: int = 4  # N
+    selection: Selection = "reward_if_safe"  # greatest Q_r with Q_h <= 0; safest: least Q_h (paper)
 
 
 PAPER = Config(
     num_updates=1_000_000,
     batch_size=2_048,
     num_actor_steps=2,
+    learning_rate=3e-4,
     cosine_decay=False,
     actor_decay_steps=3_000_000,
     hidden=(256, 256),
+    constraint="indicator",
     timeouts="terminal",
     reward_unit="returns",
     action_unit="box",
+    ema_rate=0.001,
     width=256,
     num_blocks=3,
     dropout=0.1,
+    num_samples=16,
+    selection="safest",
 )
-PRESETS = {  # the others are ablations and comparisons
-    "default": Config(),
+DEFAULT = Config()
+PRESETS = {
+    "default": DEFAULT,
     "paper": PAPER,
     "first-commit": replace(PAPER, unsafe_weight_min=1.0),
+    # Ablations of the default.
+    **{
+        name: replace(DEFAULT, **changes)
+        for name, changes in {
+            "no-hj-0": {"safety": "cost_value", "cost_limit": 0.0},
+            "no-hj-2": {"safety": "cost_value", "cost_limit": 2.0},
+            "no-hj-5": {"safety": "cost_value", "cost_limit": 5.0},
+            "no-diffusion": {"actor": "gaussian"},
+            "no-infeasible": {"infeasible_branch": False},
+            "unsafe-min-1": {"unsafe_weight_min": 1.0},
+            "bc-weights": {"objective": "bc"},
+            "tau-0.5": {"safety_expectile": 0.5},
+            "tau-0.7": {"safety_expectile": 0.7},
+            "indicator": {"constraint": "indicator"},
+            "terminal": {"timeouts": "terminal"},
+            "box": {"action_unit": "box"},
+            "safest": {"selection": "safest", "num_samples": 16},
+            "n-1": {"num_samples": 1},
+            "n-16": {"num_samples": 16},
+            "n-64": {"num_samples": 64},
+        }.items()
+    },
 }
+ACTING = ("num_samples", "selection")  # settings that training does not depend on
 
 
 class Pair(NamedTuple):
@@ -305,6 +336,19 @@ def mish(x):
     return x * jnp.tanh(jax.nn.softplus(x))
 
 
+def networks(config: Config, num_actions: int):
+    """Actor and the network of all values and critics."""
+    if config.actor == "gaussian":
+        return Gaussian(config.hidden, num_actions), Value(config.hidden)
+    return Denoiser(config.width, config.num_blocks, config.dropout), Value(config.hidden)
+
+
+def twin(config: Config, params, obs, action):
+    """Both heads of a critic (2, B); actions in the networks' unit."""
+    inputs = jnp.concatenate([obs, action], axis=-1)
+    return jax.vmap(lambda p: Value(config.hidden).apply(p, inputs))(params)
+
+
 def feasibility(config: Config, state: State, obs):
     """V_h (N,) of standardised observations (N, S): at most 0 is called feasible.
 
@@ -312,6 +356,39 @@ def feasibility(config: Config, state: State, obs):
     """
     value = Value(config.hidden).apply(state.params.value.safety, obs)
     return value - safety_threshold(config)
+
+
+def action_values(config: Config, state: State, obs, action):
+    """Of the target critics (B,): Q_r, the worse head, and Q_h, the worse one, as `feasibility`."""
+    q = twin(config, state.target_critic.reward, obs, action).min(axis=0)
+    q_safety = twin(config, state.target_critic.safety, obs, action).max(axis=0)
+    return q, q_safety - safety_threshold(config)
+
+
+def sample(config: Config, state: State, obs, rng):
+    """Actions (N, A) of the averaged actor, in the networks' unit, for observations (N, S)."""
+    num_actions = state.normaliser.action_mean.shape[-1]
+    actor, _ = networks(config, num_actions)
+    noise_key, steps_key = jax.random.split(rng)
+    noise = jax.random.normal(noise_key, (obs.shape[0], num_actions))
+    if config.actor == "gaussian":
+        mean, log_std = actor.apply(state.actor_average, obs)
+        return jnp.clip(mean + jnp.exp(log_std)[None] * noise, -1.0, 1.0)
+
+    def predict_noise(x, t):
+        return actor.apply(state.actor_average, x, obs, jnp.full((1,), float(t)))
+
+    return denoise(predict_noise, noise, steps_key, config.num_diffusion_steps)
+
+
+def rank(config: Config, q, q_safety):
+    """What is greatest for the candidate that is taken (N,)."""
+    if config.selection == "safest":
+        return -q_safety
+    if config.selection == "reward":
+        return q
+    safe = q_safety <= 0.0
+    return jnp.where(safe.any(), jnp.where(safe, q, -jnp.inf), -q_safety)
 
 
 def safety_threshold(config: Config) -> float:
@@ -391,8 +468,6 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     """
     check_config(config)
     scalar = Value(config.hidden)
-    denoiser = Denoiser(config.width, config.num_blocks, config.dropout)
-    threshold = safety_threshold(config)
     _, products = noise_schedule(config.num_diffusion_steps)
     values_rate = config.learning_rate
     if config.cosine_decay:
@@ -401,21 +476,13 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     optimise_actor = optax.adam(optax.cosine_decay_schedule(config.learning_rate, decay_steps))
     optimise = optax.adam(values_rate)
 
-    def gaussian(normaliser):
-        return Gaussian(config.hidden, normaliser.action_mean.shape[-1])
-
-    def twin(params, obs, action):
-        inputs = jnp.concatenate([obs, action], axis=-1)
-        return jax.vmap(lambda p: scalar.apply(p, inputs))(params)
-
     def init(rng, data):
         keys = jax.random.split(rng, 5)
         obs, action = data.obs[:1], data.action[:1]
         inputs = jnp.concatenate([obs, action], axis=-1)
-        if config.actor == "diffusion":
-            actor = denoiser.init(keys[0], action, obs, jnp.zeros((1,)))
-        else:
-            actor = gaussian(data.normaliser).init(keys[0], obs)
+        network, _ = networks(config, action.shape[-1])
+        given = (obs,) if config.actor == "gaussian" else (action, obs, jnp.zeros((1,)))
+        actor = network.init(keys[0], *given)
 
         def heads(key):
             return jax.vmap(lambda k: scalar.init(k, inputs))(jax.random.split(key))
@@ -432,14 +499,10 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         normaliser, step = data.normaliser, jnp.zeros((), jnp.int32)
         return State(params, actor, critic, opt_state, scale, normaliser, step)
 
-    def safety_values(state, obs, action):
-        """Q_h of the target, the worse head, and V_h, both above the threshold (B,)."""
-        q = twin(state.target_critic.safety, obs, action).max(axis=0)
-        return q - threshold, scalar.apply(state.params.value.safety, obs) - threshold
-
-    def actor_loss(params, normaliser, obs, action, weight, rng):
+    def actor_loss(params, obs, action, weight, rng):
+        network, _ = networks(config, action.shape[-1])
         if config.actor == "gaussian":
-            mean, log_std = gaussian(normaliser).apply(params, obs)
+            mean, log_std = network.apply(params, obs)
             error = (action - mean) * jnp.exp(-log_std)[None]
             return jnp.mean(weight * jnp.sum(0.5 * error**2 + log_std[None], axis=-1))
         key_step, key_noise, key_dropout = jax.random.split(rng, 3)
@@ -448,7 +511,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         product = jnp.asarray(products, jnp.float32)[t][:, None]
         noisy = jnp.sqrt(product) * action + jnp.sqrt(1.0 - product) * noise
         rngs = {"dropout": key_dropout}
-        predicted = denoiser.apply(params, noisy, obs, t.astype(jnp.float32), True, rngs=rngs)
+        predicted = network.apply(params, noisy, obs, t.astype(jnp.float32), True, rngs=rngs)
         return jnp.mean(weight * jnp.sum((predicted - noise) ** 2, axis=-1))
 
     def update(state, batch, rng):
@@ -457,15 +520,15 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         opt_actor, opt_value, opt_critic = state.opt_state
 
         # --- Actor, on its share of the rows, with the critics of the update before ---
-        q = twin(state.target_critic.reward, batch.obs, unit).min(axis=0)
+        q, q_safety = action_values(config, state, batch.obs, unit)
         v = scalar.apply(params.value.reward, batch.obs)
-        q_safety, v_safety = safety_values(state, batch.obs, unit)
+        v_safety = feasibility(config, state, batch.obs)
         weight = policy_weights(config, q, v, q_safety, v_safety)
         actor, rows = params.actor, config.batch_size // config.num_actor_steps
         losses = []
         for n, key in enumerate(jax.random.split(rng, config.num_actor_steps)):
             part = slice(n * rows, (n + 1) * rows)
-            given = (state.normaliser, batch.obs[part], unit[part], weight[part], key)
+            given = (batch.obs[part], unit[part], weight[part], key)
             loss, gradient = jax.value_and_grad(actor_loss)(actor, *given)
             change, opt_actor = optimise_actor.update(gradient, opt_actor)
             actor = optax.apply_updates(actor, change)
@@ -476,8 +539,8 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         few = batch.transitions(lambda x: x[: config.critic_rows])
         action = unit[: config.critic_rows]
         h = constraint_signal(config, few)
-        target_q = twin(state.target_critic.reward, few.obs, action).min(axis=0)
-        target_h = twin(state.target_critic.safety, few.obs, action).max(axis=0)
+        target_q = twin(config, state.target_critic.reward, few.obs, action).min(axis=0)
+        target_h = twin(config, state.target_critic.safety, few.obs, action).max(axis=0)
 
         def value_loss(value):
             up = target_q - scalar.apply(value.reward, few.obs)
@@ -503,8 +566,8 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
             backup_safety = h + discounted * next_safety
 
         def critic_loss(critic):
-            error = twin(critic.reward, few.obs, action) - backup[None]
-            error_safety = twin(critic.safety, few.obs, action) - backup_safety[None]
+            error = twin(config, critic.reward, few.obs, action) - backup[None]
+            error_safety = twin(config, critic.safety, few.obs, action) - backup_safety[None]
             return jnp.mean(error**2) + jnp.mean(error_safety**2)
 
         loss_critic, gradient = jax.value_and_grad(critic_loss)(params.critic)
@@ -533,35 +596,12 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
             step=state.step + 1,
         ), metrics
 
-    def sample(state, obs, rng):
-        """N actions (N, A), in the networks' unit, for N equal observations (N, S)."""
-        num_actions = state.normaliser.action_mean.shape[-1]
-        noise_key, steps_key = jax.random.split(rng)
-        noise = jax.random.normal(noise_key, (config.num_samples, num_actions))
-        if config.actor == "gaussian":
-            mean, log_std = gaussian(state.normaliser).apply(state.actor_average, obs)
-            return jnp.clip(mean + jnp.exp(log_std)[None] * noise, -1.0, 1.0)
-
-        def predict_noise(x, t):
-            return denoiser.apply(state.actor_average, x, obs, jnp.full((1,), float(t)))
-
-        return denoise(predict_noise, noise, steps_key, config.num_diffusion_steps)
-
     def policy(state):
         def act(obs, rng):
             seen = jnp.tile(state.normaliser.obs(obs)[None], (config.num_samples, 1))
-            candidates = sample(state, seen, rng)
-            q_safety, _ = safety_values(state, seen, candidates)
-            q = twin(state.target_critic.reward, seen, candidates).min(axis=0)
-            rank = {
-                "safest": -q_safety,
-                "reward": q,
-                "reward_if_safe": jnp.where(
-                    (q_safety <= 0.0).any(), jnp.where(q_safety <= 0.0, q, -jnp.inf), -q_safety
-                ),
-            }[config.selection]
-            chosen = candidates[jnp.argmax(rank)][None]
-            return from_unit(config.action_unit, chosen, state.normaliser.action_std)[0]
+            found = sample(config, state, seen, rng)
+            best = jnp.argmax(rank(config, *action_values(config, state, seen, found)))
+            return from_unit(config.action_unit, found[best][None], state.normaliser.action_std)[0]
 
         return act
 

@@ -57,6 +57,7 @@ def _level(family: str, level: float) -> Condition:
 
 
 LEADERBOARD = of_starts("nominal", "wide", "hot")
+FISOR = (*of_starts("nominal", "hot"), _level("noise", 0.3))  # a stochastic constraint
 SUITE = (
     *of_starts("nominal", "wide"),
     *(_level(family, level) for family, (levels, _) in FAMILIES.items() for level in levels),

@@ -10,7 +10,8 @@ has the same hash is not run again. Cells appear whole or not at all.
 Suites: `leaderboard` (every method at its default settings); `robustness` (the same, trained on
 the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
 `picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
-targets, models).
+targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, BC and IQL on the
+`mixed` data, on less of it, on parts of it, and on noisy measurements).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
 the `mixed` data BC only), `full` (1,000 seeds; for an accelerator).
@@ -45,8 +46,8 @@ from flax import serialization
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import polycstr_jax
-from algos.common import Algorithm, load_training_data, train_seeds
-from benchmarks import conditions
+from algos.common import Algorithm, train_seeds
+from benchmarks import conditions, training_sets
 from benchmarks.conditions import Condition
 from polycstr_jax import controllers, data, evaluate, oracle, viability
 from polycstr_jax.data import check_writable, platform_key, write_atomically
@@ -59,13 +60,16 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "bc+": ("picnn", {"base": "bc"}),
     "iql": ("iql", {}),
     "iql+": ("picnn", {"base": "iql"}),
+    "fisor": ("fisor", {}),
 }
+OF_PI = ("bc", "bc+", "iql", "iql+")  # methods trained on the `pi` data, which know no cost
 REFERENCES = (
     *("oracle", "unconstrained", "horizon10", "horizon2", "pi_tuned", "pi_tuned_all"),
     *("pi_best", "pi_safe", "pi_median", "step", "zero", "random"),
 )
 HORIZONS = {"horizon10": 10, "horizon2": 2}  # intervals
 NUM_RANDOM_SEEDS = 8  # of the random controller
+ON_AN_ACCELERATOR = ("paper", "first-commit")  # variants of FISOR too long for a CPU
 DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
 
@@ -82,13 +86,15 @@ class Preset(NamedTuple):
     scenarios: tuple[str, ...]
     datasets: tuple[str, ...]
     num_updates: int | None  # None: what the algorithm's configuration says
-    only_bc: tuple[str, ...] = ()  # data sets on which nothing else is trained
+    methods: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (by data set; all if not named)
 
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
     "smoke": Preset(2, 2, ("startup",), ("pi",), 20),
-    "quick": Preset(8, None, SCENARIOS, data.DATASETS, None, ("mixed",)),
+    "quick": Preset(
+        8, None, SCENARIOS, data.DATASETS, None, {"pi": OF_PI, "mixed": ("bc", "fisor")}
+    ),
     "full": Preset(1_000, None, SCENARIOS, data.DATASETS, None),
 }
 
@@ -102,22 +108,35 @@ class Suite(NamedTuple):
     find_doomed: bool  # whether states that are lost already are looked for
 
 
-def on_pi(num_seeds: int) -> dict[str, Preset]:
-    """Presets that train on the `pi` data alone, `quick` with so many seeds."""
+def presets_of(num_seeds: int, methods, smoke: str) -> dict[str, Preset]:
+    """Presets that train the methods of each data set, {data set: methods}; `quick` with so many
+    seeds, `smoke` on one data set."""
+    sets = tuple(methods)
     return {
-        "smoke": PRESETS["smoke"],
-        "quick": Preset(num_seeds, None, SCENARIOS, ("pi",), None),
-        "full": Preset(1_000, None, SCENARIOS, ("pi",), None),
+        "smoke": Preset(2, 2, ("startup",), (smoke,), 20, methods),
+        "quick": Preset(num_seeds, None, SCENARIOS, sets, None, methods),
+        "full": Preset(1_000, None, SCENARIOS, sets, None, methods),
     }
 
 
+OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi"}
+OF_MIXED["mixed"] = ("bc", "iql", "fisor")
 SUITES = {
     "leaderboard": Suite(PRESETS, REFERENCES, conditions.LEADERBOARD, True),
     # The unconstrained optimum of changed plants is not known.
     "robustness": Suite(
-        on_pi(8), tuple(r for r in REFERENCES if r != "unconstrained"), conditions.SUITE, False
+        presets_of(8, {"pi": OF_PI, "mixed": ("fisor",)}, "pi"),
+        tuple(r for r in REFERENCES if r != "unconstrained"),
+        conditions.SUITE,
+        False,
     ),
-    "picnn": Suite(on_pi(16), REFERENCES, conditions.of_starts("nominal", "wide"), False),
+    "picnn": Suite(
+        presets_of(16, {"pi": OF_PI}, "pi"),
+        REFERENCES,
+        conditions.of_starts("nominal", "wide"),
+        False,
+    ),
+    "fisor": Suite(presets_of(8, OF_MIXED, "mixed10"), REFERENCES, conditions.FISOR, True),
 }
 
 
@@ -148,7 +167,7 @@ class Args:
     """Run the benchmark; finished cells are skipped."""
 
     preset: Literal["smoke", "quick", "full"] = "quick"
-    suite: Literal["leaderboard", "robustness", "picnn"] = "leaderboard"
+    suite: Literal["leaderboard", "robustness", "picnn", "fisor"] = "leaderboard"
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
     force: bool = False  # run finished cells again; policies trained before are kept
@@ -177,9 +196,9 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                 config["tuned"] = file_hash([PACKAGE / "tuned_pi.json"])
             cells.append(Cell(scenario, "pi", method, "default", config, under, find_doomed))
     for dataset in preset.datasets:
-        methods = ("bc",) if dataset in preset.only_bc else tuple(METHODS)
+        methods = preset.methods.get(dataset, tuple(METHODS))
         for scenario in preset.scenarios:
-            for method, variant, module, settings, base in plan_methods(suite, methods):
+            for method, variant, module, settings, base in plan_methods(suite, methods, dataset):
                 if preset.num_updates:
                     settings, base = (
                         config and dataclasses.replace(config, num_updates=preset.num_updates)
@@ -205,7 +224,7 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     return cells
 
 
-def plan_methods(suite: str, methods):
+def plan_methods(suite: str, methods, dataset: str):
     """(label, variant, file of algos/, configuration, the base's configuration or None).
 
     A layer comes right after the policy that it wraps, which is then still there.
@@ -214,6 +233,13 @@ def plan_methods(suite: str, methods):
         for method in methods:
             file, changes = METHODS[method]
             presets = importlib.import_module(f"algos.{file}").PRESETS
+            if file == "fisor":
+                # On the changed data only as it is by default.
+                whole = suite == "fisor" and dataset == "mixed"
+                for variant in presets if whole else ("default",):
+                    if variant not in ON_AN_ACCELERATOR:
+                        yield method, variant, file, presets[variant], None
+                continue
             settings = dataclasses.replace(presets["default"], track=track, **changes)
             if file != "picnn":
                 yield method, track, file, settings, None
@@ -385,7 +411,7 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int):
     parts = [
         *(cell.config[name] for name in ("source", "data", "versions", "backend")),
         *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
-        *(dataclasses.asdict(layer.config) for layer in layers),
+        *(training_settings(layer) for layer in layers),
         file_hash(sys.modules[layer.init.__module__].__file__ for layer in layers),
         platform_key(),
         first,
@@ -415,6 +441,13 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int):
     return kept["states"], seconds
 
 
+def training_settings(algorithm: Algorithm) -> dict[str, Any]:
+    """Of a configuration, what decides the trained state: not what only acting depends on."""
+    acting = getattr(sys.modules[algorithm.init.__module__], "ACTING", ())
+    settings = dataclasses.asdict(algorithm.config)
+    return {name: value for name, value in settings.items() if name not in acting}
+
+
 def algorithm_of(cell: Cell) -> Algorithm:
     """The functions of a cell's algorithm, its base's included."""
     base = None
@@ -426,7 +459,7 @@ def algorithm_of(cell: Cell) -> Algorithm:
 def run_algorithm(cell: Cell) -> Outcome:
     """Train all seeds, `seed_width` at a time, and evaluate the last iterate."""
     algorithm, judge = algorithm_of(cell), judge_of(cell)
-    training = load_training_data(cell.scenario, cell.dataset)
+    training = training_sets.load(cell.scenario, cell.dataset)
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
     batches: dict[str, list] = {condition.name: [] for condition in cell.conditions}

@@ -3,6 +3,7 @@
     python -m benchmarks.tables [leaderboard] [--results results] [--preset quick]
     python -m benchmarks.tables picnn
     python -m benchmarks.tables robustness
+    python -m benchmarks.tables fisor
 
 One table a scenario and group of starts. Doomed starts, from which the safest known policy
 violates the limit, are a group of their own. Same results, same bytes. Where a row beats an
@@ -21,7 +22,7 @@ import tyro
 from rich.table import Table
 
 import polycstr_jax
-from benchmarks import robustness_tables
+from benchmarks import fisor_tables, robustness_tables
 from benchmarks.run import REFERENCES
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
@@ -78,7 +79,9 @@ OF_THE_ORACLE = {
 class Args:
     """Print and write the leaderboard, or the tables of a paper."""
 
-    table: tyro.conf.Positional[Literal["leaderboard", "picnn", "robustness"]] = "leaderboard"
+    table: tyro.conf.Positional[Literal["leaderboard", "picnn", "robustness", "fisor"]] = (
+        "leaderboard"
+    )
     results: Path = Path("results")  # folder with <preset>/<table>
     preset: str | None = None  # full, quick or smoke; the largest there is if not given
 
@@ -239,12 +242,13 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "interval, medians over the episodes that have one.",
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
-        "pi_tuned, tuned on 256 starts of the scenario (1,600 candidates), pi_tuned_all, one "
+        "pi_tuned, tuned on 256 starts of the scenario (33,000 candidates), pi_tuned_all, one "
         "controller for all three; of the 100 PI controllers of the data, pi_best has the best "
         "return on the tune starts, whatever it does to the limit, pi_safe the best of those that "
         "violate it least, pi_median the median; step, the open-loop step. The other methods were "
         "tuned on the tune starts as their pages in docs/algorithms say: BC 5 variants, IQL 5 "
-        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options.",
+        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 14 (start-up "
+        "and grade-down).",
         provenance_line(results, preset),
     ]
     return "\n\n".join(lines)
@@ -519,6 +523,27 @@ def write_robustness(results: pd.DataFrame, folder: Path, preset: str) -> None:
     rich.print(f"written: {path}")
 
 
+def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
+    """Print and write the tables of arXiv 2401.10700."""
+    found, compared = fisor_tables.table(results, METHOD_ORDER), fisor_tables.claims(results)
+    shown = ("method", "variant", "data", "gap closed", "cost L=0", "P(violation)", "P(runaway)")
+    columns = {name: fisor_tables.COLUMNS[name] for name in shown}
+    for (scenario, name), rows in found.groupby(["scenario", "condition"], sort=False):
+        print_table(f"{scenario}, {name}", rows, columns)
+    absent = fisor_tables.missing(results)
+    not_run = [f"Not run: {', '.join(absent)}."] if absent else []
+    text = "\n\n".join([rules(), fisor_tables.HEADER, *not_run, provenance_line(results, preset)])
+    rich.print(text)
+    write_all(
+        folder,
+        {
+            "fisor.md": fisor_tables.markdown(found, compared, text, markdown_table),
+            "fisor.csv": found.to_csv(index=False, float_format="%.6g"),
+            "fisor-comparisons.csv": compared.to_csv(index=False, float_format="%.6g"),
+        },
+    )
+
+
 def write_leaderboard(results: pd.DataFrame, folder: Path, preset: str) -> None:
     """Print and write the leaderboard."""
     table = leaderboard(results)
@@ -563,6 +588,7 @@ def main(args: Args) -> None:
         "leaderboard": write_leaderboard,
         "picnn": write_picnn,
         "robustness": write_robustness,
+        "fisor": write_fisor,
     }
     writers[args.table](results, args.results / preset, preset)
     if beats_an_optimum(results):

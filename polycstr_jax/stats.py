@@ -60,6 +60,26 @@ def seed_bootstrap(values, statistic: Callable = iqm, rng: int = 0) -> Interval:
     return Interval(point, *(float(bound) for bound in result.confidence_interval))
 
 
+def difference_of_means(values, baseline, rng: int = 0) -> Interval:
+    """mean(X) - mean(Y) of two cells, (S,) and (S',), whose seeds share nothing.
+
+    The seeds of both are resampled; with fewer than 8 in either the bounds are NaN.
+    """
+    x, y = _checked(values), _checked(baseline, "baseline")
+    point = float(x.mean() - y.mean())
+    if min(x.size, y.size) < MIN_SEEDS:
+        return Interval(point, np.nan, np.nan)
+    result = stats.bootstrap(
+        (x, y),
+        lambda a, b, axis=-1: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(rng),
+    )
+    return Interval(point, *(float(bound) for bound in result.confidence_interval))
+
+
 def share_of_seeds(events: Sequence[bool] | np.ndarray) -> Interval:
     """Share of seeds in which something ever happened, with its Clopper-Pearson 95 % interval."""
     events = np.asarray(events, bool)

@@ -18,7 +18,13 @@ from polycstr_jax.data import Normaliser, TrainingData
 
 GAMMA = 0.99
 SMALL = fisor.Config(
-    hidden=(8,), width=8, num_blocks=1, batch_size=16, critic_rows=16, num_updates=100
+    constraint="indicator",
+    hidden=(8,),
+    width=8,
+    num_blocks=1,
+    batch_size=16,
+    critic_rows=16,
+    num_updates=100,
 )
 
 
@@ -180,7 +186,7 @@ def test_the_limit_of_the_cost_value_is_spread_over_the_horizon():
 
 def test_h_is_an_indicator_or_a_margin_in_kelvin():
     data = noise()._replace(constraint=jnp.linspace(-60.0, 90.0, 400))
-    h = fisor.constraint_signal(fisor.Config(), data)
+    h = fisor.constraint_signal(fisor.Config(constraint="indicator"), data)
     np.testing.assert_array_equal(h, np.where(data.cost > 0, 25.0, -1.0))
     margin = fisor.constraint_signal(fisor.Config(constraint="margin"), data)
     np.testing.assert_array_equal(margin, np.clip(data.constraint, -10.0, 25.0))
@@ -461,6 +467,8 @@ LEARNING = fisor.Config(
     ema_rate=0.01,
     action_unit="box",
     num_samples=1,
+    constraint="indicator",
+    selection="safest",
 )
 
 
@@ -520,7 +528,8 @@ def test_only_the_infeasible_branch_teaches_anything_where_nothing_is_safe():
         functions = fisor.make_train(dataclasses.replace(LEARNING, infeasible_branch=branch))
         _, metrics = functions.run(state, fork_data(), jax.random.key(2), 1)
         assert float(metrics["infeasible"]) == pytest.approx(0.5, abs=0.2)
-        assert (float(metrics["weight_infeasible"]) > 1.0) == branch
+        weight = float(metrics["weight_infeasible"])
+        assert weight > 0.1 if branch else weight == 0.0
         assert float(metrics["weight_feasible"]) > 0.0
 
 

@@ -85,3 +85,16 @@ def test_normalised_cost_is_safe_at_one():
 def test_bad_cells_are_refused(bad):
     with pytest.raises(ValueError, match=r"values"):
         stats.seed_bootstrap(np.asarray(bad, float))
+
+
+def test_the_difference_of_two_cells_has_the_interval_of_both():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3.0, 2.0, 400), rng.normal(1.0, 1.0, 100)
+    found = stats.difference_of_means(x, y)
+    assert found.value == pytest.approx(x.mean() - y.mean())
+    half = 1.96 * np.hypot(x.std() / 20.0, y.std() / 10.0)
+    assert found.high - found.low == pytest.approx(2.0 * half, rel=0.15)
+    assert found.low < found.value < found.high
+    assert np.isnan(stats.difference_of_means(x, y[:7]).low)  # too few seeds
+    same = stats.difference_of_means(np.zeros(8), np.ones(8))
+    assert same == (-1.0, -1.0, -1.0)
