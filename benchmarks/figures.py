@@ -13,7 +13,6 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import tyro
@@ -53,9 +52,9 @@ def bc_trajectory(scenario: str, num_updates: int):
     return policy_trajectory(algorithm, jax.tree.map(lambda x: x[0], states), scenario)
 
 
-def policy_trajectory(algorithm, state, scenario: str):
-    """Roll-out (T, 64) of one trained seed from the nominal starts."""
-    initial = evaluate.start_states(evaluate.starts(scenario, "nominal"))
+def policy_trajectory(algorithm, state, scenario: str, kind: str = "nominal"):
+    """Roll-out (T, 64) of one trained seed from a set of starts."""
+    initial = evaluate.start_states(evaluate.starts(scenario, kind))
     keys = jax.random.split(jax.random.key(0), evaluate.NUM_STARTS)
     params = scenario_params(scenario)
     return jax.device_get(run_policy(algorithm.policy, state, params, initial, keys))
@@ -65,11 +64,11 @@ def policy_trajectory(algorithm, state, scenario: str):
 def run_policy(policy, state, params: EnvParams, initial, keys):
     act = policy(state)
 
-    def controller(obs, memory):
-        return act(obs, jax.random.key(0)), memory
+    def controller(obs, key):
+        key, now = jax.random.split(key)
+        return act(obs, now), key
 
-    memory = jnp.zeros(keys.shape)
-    return rollout(ENV, params, controller, memory, initial, keys, data.EPISODE_LENGTH)
+    return rollout(ENV, params, controller, keys, initial, keys, data.EPISODE_LENGTH)
 
 
 def panels(trajectory):

@@ -21,16 +21,14 @@ A section is kept in the file with its own provenance until it is measured again
 
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import pandas as pd
 import rich
 import tyro
 from scipy.integrate import solve_ivp
@@ -40,27 +38,26 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import polycstr_jax
+from algos.common import load_training_data
 from benchmarks.conditions import Condition
 from benchmarks.figures import BLUE, GREY, LABELS, RED, draw
 from benchmarks.references import replay, roll, solve_all
 from benchmarks.run import (
     METHODS,
     PRESETS,
-    REPOSITORY,
     algorithm_of,
-    load_training_data,
     nan_statistic,
     plan_cells,
     reference,
     saving,
-    software,
     train,
 )
+from benchmarks.sections import check_folders, measure
 from benchmarks.solvers import scipy_rhs
-from benchmarks.tables import BEATEN, TOLERANCES, markdown_table
+from benchmarks.tables import BEATEN, TOLERANCES
 from polycstr_jax import controllers, evaluate, oracle, reactor, viability
 from polycstr_jax.controllers import SAFEST
-from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams, scenario_params
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
@@ -524,20 +521,26 @@ def slices_arrays(slice_controls=None) -> dict[str, np.ndarray]:
     arrays = {"temperature": temperature, "limit": np.asarray(LIMIT), "steady_state": steady}
     chosen = {name: inputs if x is None else x for name, x in slice_controls.items()}
     arrays |= {f"controls_{name}": np.asarray(x, float) for name, x in chosen.items()}
-    for plane, (index, low, high) in PLANES.items():
-        axis = np.linspace(low, high, NUM_POINTS)
-        x, t = np.meshgrid(axis, temperature, indexing="ij")
-        states = np.tile(steady, (x.size, 1))
-        states[:, index], states[:, 4] = x.ravel(), t.ravel()
-        heat = plant.gas_constant * states[:, 4]
-        k_d = plant.decomposition_rate * np.exp(-plant.decomposition_energy / heat)
-        k_t = plant.termination_rate * np.exp(-plant.termination_energy / heat)
-        states[:, 2] = np.sqrt(k_d * states[:, 1] / plant.initiator_molar_mass / k_t)
-        arrays[plane] = axis
-        for name, control in chosen.items():
-            controls = np.tile(control, (x.size, 1))
-            arrays[f"peak_{plane}_{name}"] = peaks_of(states, controls).reshape(x.shape)
+    for plane, (_, low, high) in PLANES.items():
+        arrays[plane] = np.linspace(low, high, NUM_POINTS)
+        for name in chosen:
+            states, controls = slice_states(arrays, plane, name)
+            shape = (NUM_POINTS, NUM_POINTS)
+            arrays[f"peak_{plane}_{name}"] = peaks_of(states, controls).reshape(shape)
     return arrays
+
+
+def slice_states(arrays, plane: str, name: str):
+    """States and controls (61 * 61, ...) of a plane, temperature last."""
+    plant = NOMINAL.reactor
+    x, t = np.meshgrid(arrays[plane], arrays["temperature"], indexing="ij")
+    states = np.tile(arrays["steady_state"], (x.size, 1))
+    states[:, PLANES[plane][0]], states[:, 4] = x.ravel(), t.ravel()
+    heat = plant.gas_constant * states[:, 4]
+    k_d = plant.decomposition_rate * np.exp(-plant.decomposition_energy / heat)
+    k_t = plant.termination_rate * np.exp(-plant.termination_energy / heat)
+    states[:, 2] = np.sqrt(k_d * states[:, 1] / plant.initiator_molar_mass / k_t)
+    return states, np.tile(arrays[f"controls_{name}"], (x.size, 1))
 
 
 def slices(args) -> list[dict]:
@@ -634,51 +637,16 @@ def figure_horizon(rows, folder: Path) -> None:
     save(fig, folder, "horizon")
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """All sections as tables, each with how it was made."""
-    parts = ["# Ground truth"]
-    for name in SECTIONS:
-        if name not in found:
-            continue
-        made, rows = found[name]["made"], pd.DataFrame(found[name]["rows"])
-        columns = {
-            c: "{:.4g}" if pd.api.types.is_float_dtype(rows[c]) else "{}" for c in rows.columns
-        }
-        text = f"{made['hardware']}; jax {made['versions']['jax']}; commit {made['commit']}; "
-        text += f"{made['date']}; {made['seconds']:.0f} s."
-        parts += [f"## {name}", text, markdown_table(rows, columns)]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(args: Args) -> None:
     for name in ("num_episodes", "num_states", "num_scipy", "num_starts"):
         if getattr(args, name) < 1:
             raise SystemExit(
                 f"{name.replace('_', '-')} = {getattr(args, name)}; allowed: 1 or more."
             )
-    for folder in (args.out, args.figures):
-        try:
-            check_writable(folder)
-        except OSError as error:
-            raise SystemExit(str(error)) from error
-    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
+    check_folders(args.out, args.figures)
+    measures = {name: globals()[name] for name in SECTIONS}
     path = args.out / "ground_truth.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    measure = {name: globals()[name] for name in SECTIONS}
-    for name in SECTIONS:
-        if name not in args.only:
-            continue
-        started, made = time.perf_counter(), software()
-        rows = measure[name](args)
-        made["seconds"] = time.perf_counter() - started
-        rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
-        found[name] = {"made": made, "rows": rows}
-        rich.print(f"{name}: {made['seconds']:.0f} s")
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write(text.encode()))
-        jax.clear_caches()
-    text = markdown(found)
-    write_atomically(args.out / "ground_truth.md", lambda file: file.write(text.encode()))
+    found = measure(path, "Ground truth", measures, args.only, args)
     beaten = [
         f"{name}: {row}"
         for name, section in found.items()
@@ -692,7 +660,6 @@ def main(args: Args) -> None:
         figure_horizon(found["horizon"]["rows"], args.figures)
     if "scipy" in args.only:
         figure_plans(args.figures)
-    rich.print(f"written: {args.out}")
     if beaten:
         raise SystemExit(f"{BEATEN}: {beaten[0]}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import run, tables
+from benchmarks import run, tables, training_sets
 from benchmarks.conditions import Condition
 from polycstr_jax import evaluate
 
@@ -250,12 +250,12 @@ def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path
     config = dataclasses.replace(base.PRESETS["default"], num_updates=20)
     keys = jax.vmap(jax.random.key)(np.arange(2))
     train = jax.jit(jax.vmap(base.make_train(config).train, (0, None)))
-    alone, _ = train(keys, run.load_training_data("startup", "pi"))
+    alone, _ = train(keys, training_sets.load("startup", "pi"))
     (cell,) = (c for c in run.plan_cells(run.PRESETS["smoke"]) if c.method == "bc")
     algorithm = run.build("bc", cell.algorithm_config, None)
 
     def states():
-        return run.train(algorithm, run.load_training_data("startup", "pi"), cell, 0)[0]
+        return run.train(algorithm, training_sets.load("startup", "pi"), cell, 0)[0]
 
     monkeypatch.setattr(run, "train_seeds", lambda *arguments, **_: pytest.fail("trained again"))
     assert states().opt_state == ()

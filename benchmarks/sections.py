@@ -1,0 +1,65 @@
+"""Sections of measurements: each a function that returns rows, kept with its own provenance."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+import rich
+
+from benchmarks.run import REPOSITORY, software
+from benchmarks.tables import markdown_table
+from polycstr_jax.data import check_writable, write_atomically
+
+
+def check_folders(*folders: Path) -> None:
+    """`SystemExit` naming a folder that cannot be written to."""
+    for folder in folders:
+        try:
+            check_writable(folder)
+        except OSError as error:
+            raise SystemExit(str(error)) from error
+
+
+def measure(path: Path, title: str, sections: dict[str, Callable], only, args) -> dict[str, Any]:
+    """Run the sections of `only`, keep the others of the file, and write it, .json and .md.
+
+    A section is `(args) -> rows`; the file is written after each. Returns all that it holds.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name, section in sections.items():
+        if name not in only:
+            continue
+        started, made = time.perf_counter(), software()
+        rows = section(args)
+        made["seconds"] = time.perf_counter() - started
+        rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
+        found[name] = {"made": made, "rows": rows}
+        rich.print(f"{name}: {made['seconds']:.0f} s")
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        jax.clear_caches()
+    text = markdown(title, found, sections)
+    write_atomically(path.with_suffix(".md"), lambda file: file.write(text.encode()))
+    rich.print(f"written: {path.parent}")
+    return found
+
+
+def markdown(title: str, found: dict[str, Any], sections) -> str:
+    """All sections as tables, each with how it was made."""
+    parts = [f"# {title}"]
+    for name in sections:
+        if name not in found:
+            continue
+        made, rows = found[name]["made"], pd.DataFrame(found[name]["rows"])
+        columns = {
+            c: "{:.4g}" if pd.api.types.is_float_dtype(rows[c]) else "{}" for c in rows.columns
+        }
+        text = f"{made['hardware']}; jax {made['versions']['jax']}; commit {made['commit']}; "
+        text += f"{made['date']}; {made['seconds']:.0f} s."
+        parts += [f"## {name}", text, markdown_table(rows, columns)]
+    return "\n\n".join(parts) + "\n"
