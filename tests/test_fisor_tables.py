@@ -1,0 +1,109 @@
+"""The tables of arXiv 2401.10700: statistics of made-up results, and the paper's own table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import fisor_tables
+from benchmarks.tables import markdown_table
+
+
+def cell(method, variant, violated, score, dataset="mixed", scenario="startup", num=8):
+    """Results of 8 seeds on nominal starts."""
+    seeds = np.arange(num)
+    return pd.DataFrame(
+        {
+            "seed": seeds,
+            "scenario": scenario,
+            "starts": "nominal",
+            "method": method,
+            "variant": variant,
+            "dataset": dataset,
+            "score": score + seeds,
+            "gap_closed": 0.5 * score,
+            "violated": violated,
+            "violation_steps": 3.0 * np.asarray(violated),
+            "runaway": 0.0,
+            "doomed_share": 0.0,
+        }
+    )
+
+
+RESULTS = pd.concat(
+    [
+        cell("oracle", "default", 0.0, 110.0, dataset="pi", num=1),
+        cell("bc", "default", 0.5, 60.0),
+        cell("fisor", "default", np.arange(8) == 3, 80.0),
+        cell("fisor", "no-hj-2", 0.25, 70.0),
+        cell("fisor", "n-1", np.arange(8) / 8.0, 75.0),
+        cell("fisor", "default", 0.0, 60.0, dataset="mixed10"),
+    ],
+    ignore_index=True,
+)
+
+
+def rows():
+    return fisor_tables.table(RESULTS, ["oracle"]).set_index(["method", "variant", "data"])
+
+
+def test_rows_come_in_order_and_are_statistics_over_seeds():
+    found = rows()
+    assert [*found.index] == [
+        ("oracle", "-", "-"),
+        ("bc", "default", "mixed"),
+        ("fisor", "default", "mixed"),
+        ("fisor", "no-hj-2", "mixed"),
+        ("fisor", "n-1", "mixed"),
+        ("fisor", "default", "mixed10"),
+    ]
+    ours = found.loc[("fisor", "default", "mixed")]
+    assert ours["reward"] == pytest.approx(0.835) and ours["gap closed"] == 40.0
+    assert ours["P(violation)"] == 0.125 and ours["P(any violation)"] == 0.125
+    assert ours["its interval"] == "[0.00, 0.53]"  # 1 of 8, Clopper-Pearson
+
+
+def test_one_row_is_normalised_for_every_limit_but_those_trained_for_one():
+    found = rows()
+    bc = found.loc[("bc", "default", "mixed")]  # 1.5 violating intervals an episode
+    assert [bc[f"cost L={x}"] for x in (0, 2, 5)] == pytest.approx([2.5, 0.75, 0.3])
+    own = found.loc[("fisor", "no-hj-2", "mixed")]
+    assert own["cost L=2"] == pytest.approx(0.375)
+    assert np.isnan(own["cost L=0"]) and np.isnan(own["cost L=5"])
+
+
+def test_comparisons_say_who_violates_less():
+    found = fisor_tables.claims(RESULTS).set_index(["against", "variant"])
+    bc = found.loc[("bc", "default")]
+    assert bc["P(violation)"] == pytest.approx(0.125 - 0.5) and bc["fewer violations"] == "yes"
+    assert bc["reward"] == pytest.approx(0.2)
+    assert found.loc[("fisor", "no-hj-2"), "fewer violations"] == "open"
+    assert ("fisor", "n-1") not in found.index  # not a claim
+    few = fisor_tables.claims(RESULTS[RESULTS.seed < 4])
+    assert set(few["fewer violations"]) == {"too few seeds"}
+
+
+def test_what_was_not_run_is_named():
+    missing = fisor_tables.missing(RESULTS)
+    assert {"fisor@paper", "fisor@first-commit", "fisor@tau-0.5", "cpq@default"} <= set(missing)
+    assert not {"fisor@default", "fisor@n-1"} & set(missing)
+
+
+def test_the_papers_table_adds_up_to_its_own_averages():
+    paper = fisor_tables.paper_table()
+    assert paper.groupby("suite").size().to_dict() == {
+        "Bullet-Safety-Gym": 9,
+        "MetaDrive": 10,
+        "Safety-Gymnasium": 10,
+    }
+    for _, suite in paper.groupby("suite"):
+        tasks = suite[suite.task != "average"].drop(columns=["suite", "task"]).mean()
+        average = suite[suite.task == "average"].iloc[0]
+        for name in ("FISOR reward", "FISOR cost", "BC reward", "BC cost"):
+            assert tasks[name] == pytest.approx(average[name], abs=0.011), name
+
+
+def test_the_markdown_marks_the_papers_table_as_another_benchmark():
+    found, compared = fisor_tables.table(RESULTS, ["oracle"]), fisor_tables.claims(RESULTS)
+    text = fisor_tables.markdown(found, compared, "text", markdown_table)
+    assert "another benchmark" in text and "| CarButton1 |" in text.replace("  ", " ")
+    assert "## startup, nominal" in text and "| fisor | no-hj-2 | mixed |" in text
