@@ -50,7 +50,9 @@ smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary 
 	$(BIN)/python -m benchmarks.run --preset smoke --suite picnn --only pi_best bc iql --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables picnn --results "$$folder"; \
 	$(BIN)/python -m benchmarks.run --preset smoke --suite robustness --only oracle pi_tuned bc --out "$$folder"; \
-	$(BIN)/python -m benchmarks.tables robustness --results "$$folder"
+	$(BIN)/python -m benchmarks.tables robustness --results "$$folder"; \
+	$(BIN)/python -m benchmarks.run --preset smoke --suite fisor --only zero bc fisor --out "$$folder"; \
+	$(BIN)/python -m benchmarks.tables fisor --results "$$folder"
 
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build

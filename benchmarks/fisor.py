@@ -35,11 +35,12 @@ import matplotlib.pyplot as plt
 from algos import bc, fisor
 from algos.common import jitted_over_seeds, train_seeds
 from benchmarks import ground_truth, run, toys, training_sets
-from benchmarks.figures import BLUE, RED, policy_trajectory
+from benchmarks.figures import BLUE, LABELS, RED, draw, policy_trajectory
 from benchmarks.ground_truth import LIMIT, PLANES, SLICE_CONTROLS, slices_arrays
 from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
 from benchmarks.sections import check_folders, measure
 from benchmarks.training_speed import take_turns, training
+from polycstr_jax import data as data_module
 from polycstr_jax import evaluate, viability
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import SCENARIOS, initial_state, scenario_params, state_from_obs
@@ -55,6 +56,7 @@ REGION_VARIANTS = (
 TOY = fisor.Config(
     hidden=(128, 128), width=16, num_blocks=1, action_unit="box", timeouts="terminal"
 )
+PROBLEMS = ("double integrator", "point robot")
 TOY_SETTINGS = {  # what is changed in the two problems; h is the continuous one
     "as on the reactor": {},
     "tau 0.5": {"safety_expectile": 0.5},
@@ -81,6 +83,9 @@ ACTING = {
     "4": {"num_samples": 4},
     "16": {"num_samples": 16},
 }
+NUM_LOOPED = (1, 4, 16)  # candidates in the closed loops of `speed`
+SECONDS = 2.0  # of each measurement of `speed`
+KINDS = ("nominal", "wide", "hot")  # starts of `causes`
 NUM_CANDIDATES = 16  # of `causes`
 
 
@@ -131,7 +136,7 @@ def measure_toys(args: Args) -> list[dict]:
     """V_h <= 0 against what is feasible, over slices; and a figure."""
     rows, shown = [], []
     keys = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
-    for problem in ("double integrator", "point robot"):
+    for problem in PROBLEMS:
         data, slices = toy_problem(problem)
         for name, changes in TOY_SETTINGS.items():
             settings = {"num_updates": args.toy_updates} | changes
@@ -146,15 +151,15 @@ def measure_toys(args: Args) -> list[dict]:
                         "problem": problem,
                         "slice": title,
                         "settings": name,
-                        "IoU of the infeasible": np.mean(
-                            [toys.intersection_over_union(~x, ~feasible) for x in called]
+                        "IoU of the infeasible": mean(
+                            toys.intersection_over_union(~x, ~feasible) for x in called
                         ),
-                        "IoU of the feasible": np.mean(
-                            [toys.intersection_over_union(x, feasible) for x in called]
+                        "IoU of the feasible": mean(
+                            toys.intersection_over_union(x, feasible) for x in called
                         ),
-                        "correct": np.mean(called == feasible),
-                        "false alarms, share of the feasible": np.mean(~called[:, feasible]),
-                        "misses, share of the infeasible": np.mean(called[:, ~feasible]),
+                        "correct": mean(x == feasible for x in called),
+                        "false alarms, share of the feasible": mean(~called[:, feasible]),
+                        "misses, share of the infeasible": mean(called[:, ~feasible]),
                     }
                 )
                 if name == "as on the reactor":
@@ -162,6 +167,10 @@ def measure_toys(args: Args) -> list[dict]:
             rich.print(rows[-1])
     figure_toys(shown, args.figures)
     return rows
+
+
+def mean(values) -> float:
+    return float(np.mean([*values]))
 
 
 def figure_toys(shown, folder: Path) -> None:
@@ -232,15 +241,16 @@ def measure_region(args: Args) -> list[dict]:
                 "seeds": len(called),
                 "feasible": judged[0].num_feasible,
                 "doomed": judged[0].num_doomed,
-                "false alarms": np.mean([x.false_alarms for x in judged]),
-                "misses": np.mean([x.misses for x in judged]),
+                "false alarms": mean(x.false_alarms for x in judged),
+                "misses": mean(x.misses for x in judged),
                 "their sum, worst seed": max(x.false_alarms + x.misses for x in judged),
             }
             for plane in PLANES:
                 values = slice_values(scenario, found, arrays, plane, "steady")
                 true = arrays[f"peak_{plane}_steady"] <= LIMIT
-                scores = [toys.intersection_over_union(v <= 0.0, true) for v in values]
-                row[f"IoU, {plane}"] = np.mean(scores)
+                row[f"IoU, {plane}"] = mean(
+                    toys.intersection_over_union(v <= 0.0, true) for v in values
+                )
             rows.append(row)
             rich.print(row)
         figure_region(scenario, arrays, args)
@@ -286,7 +296,7 @@ def measure_causes(args: Args) -> list[dict]:
     rows = []
     for scenario in args.scenarios:
         algorithm, states = trained(scenario, "default", args.preset)
-        for kind in ("nominal", "wide", "hot"):
+        for kind in KINDS:
             causes = [
                 causes_of(algorithm, jax.tree.map(lambda x, n=n: x[n], states), scenario, kind)
                 for n in range(len(jax.tree.leaves(states)[0]))
@@ -294,7 +304,35 @@ def measure_causes(args: Args) -> list[dict]:
             total = {k: sum(c[k] for c in causes) for k in causes[0]}
             rows.append({"scenario": scenario, "starts": kind, **total})
             rich.print(rows[-1])
+        figure_trajectories(scenario, args)
     return rows
+
+
+def figure_trajectories(scenario: str, args: Args) -> None:
+    """Seed 0 of the default and of the paper's choice of an action, nominal and hot starts."""
+    shown, params = [], scenario_params(scenario)
+    for variant, title in (("default", "FISOR"), ("safest", "the safest of 16")):
+        found = trained(scenario, variant, args.preset)
+        if found is not None:
+            state = jax.tree.map(lambda x: x[0], found[1])
+            for kind in ("nominal", "hot"):
+                trajectory = policy_trajectory(found[0], state, scenario, kind)
+                alive = np.flatnonzero(~evaluate.starts(scenario, kind).doomed)
+                trajectory = data_module.select_episodes(trajectory, alive, 1)
+                shown.append((trajectory, f"{title}, {kind} starts"))
+    fig, axes = plt.subplots(
+        4,
+        len(shown),
+        figsize=(3.7 * len(shown), 8),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+    )
+    for column, (trajectory, title) in enumerate(shown):
+        draw(axes[:, column], trajectory, params, title, BLUE)
+    for axis, label in zip(axes[:, 0], LABELS, strict=True):
+        axis.set_ylabel(label)
+    save(fig, args.figures, f"fisor-trajectories-{scenario}")
 
 
 def causes_of(algorithm, state, scenario: str, kind: str) -> dict[str, int]:
@@ -409,7 +447,7 @@ def measure_speed(args: Args) -> list[dict]:
     for name in ("bc", "fisor"):
         algorithm = algorithms[name]
         state = jax.jit(algorithm.init)(jax.random.key(0), data)
-        for num in (1, 4, 16) if name == "fisor" else (1,):
+        for num in NUM_LOOPED if name == "fisor" else (1,):
             policy = algorithm.policy
             if name == "fisor":
                 config = dataclasses.replace(algorithm.config, num_samples=num)
@@ -417,7 +455,7 @@ def measure_speed(args: Args) -> list[dict]:
             call = functools.partial(closed_loop, policy, state)
             jax.block_until_ready(call())
             calls["intervals", name, num] = (call, NUM_LANES * NUM_INTERVALS)
-    rates, _ = take_turns({k: call for k, (call, _) in calls.items()}, 3, 2.0)
+    rates, _ = take_turns({k: call for k, (call, _) in calls.items()}, 3, SECONDS)
     rows = []
     for key, (_, amount) in calls.items():
         what, name, num = key
