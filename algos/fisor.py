@@ -19,14 +19,17 @@ acting: of N samples of the averaged actor, the one with the least Q_h.
 Preset `paper` is the released set-up: 256 x 3 residual blocks, batch 2 x 1,024 and 256, 1,000,000
 iterations, h = +25 or -1, rewards scaled to the spread of the data's returns, time-outs terminal,
 actions in their box. `first-commit` keeps a weight of at least 1 on unsafe actions in infeasible
-states, as the first public version did.
+states, as the first public version did. The other presets are ablations of `default`;
+`no-hj-0` is nearly degenerate: a cost value is hardly ever at most 0.
 
-Deviations from the paper in `default`, measured in docs/algorithms/fisor.md: smaller networks and
-fewer updates with larger, decaying learning rates; h is the margin in kelvin; of 4 samples the
-one with the greatest Q_r among those with Q_h <= 0, for the safest of 16 shuts the reactor down;
-rewards in units of their standard deviation; time-outs bootstrap; actions enter as asinh(a / std),
-rescaled to [-1, 1], because most are a few hundredths and a boost is 1. Observations are
-standardised in all presets.
+Deviations from the paper in `default`, measured in docs/algorithms/fisor.md: smaller networks
+without dropout and fewer updates, with larger, decaying learning rates and faster averages; one
+actor step an iteration, on the critics' rows; h is the margin in kelvin, clipped to [-10, 25]; of
+4 samples the one with the greatest Q_r among those with Q_h <= 0, and the least Q_h where there
+is none, for the safest of 16 shuts the reactor down; rewards in units of their standard deviation;
+time-outs bootstrap; actions enter as asinh(a / std), rescaled to [-1, 1], because most are a few
+hundredths and a boost is 1. In all presets observations are standardised, rewards are clipped
+below at -20,000 first, and actions of exactly 1 are not shrunk.
 
 Run: python algos/fisor.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -42,7 +45,7 @@ import numpy as np
 import optax
 
 from algos.common import Algorithm, check_choice, check_counts, command_line, scan_updates
-from polycstr_jax.data import Normaliser
+from polycstr_jax.data import EPISODE_LENGTH, Normaliser
 
 Constraint = Literal["indicator", "margin"]
 Safety = Literal["reachability", "cost_value"]
@@ -53,7 +56,6 @@ RewardUnit = Literal["std", "returns"]
 ActionUnit = Literal["asinh", "box"]
 Selection = Literal["safest", "reward", "reward_if_safe"]
 
-HORIZON = 200  # intervals, over which a cost limit is spread
 VIOLATED, SAFE = 25.0, -1.0  # h as an indicator
 MARGIN_RANGE = (-10.0, 25.0)  # K, h as a margin
 BETA_MIN, BETA_MAX = 0.1, 10.0  # of the variance-preserving noise schedule
@@ -70,7 +72,7 @@ class Config:
     num_updates: int = 6_000
     batch_size: int = 256  # rows drawn, divided among the actor's steps
     num_actor_steps: int = 1
-    critic_rows: int = 256  # the first rows of the batch (paper)
+    critic_rows: int | None = None  # the first rows of the batch; None: all
     learning_rate: float = 1e-3  # of everything
     cosine_decay: bool = True  # of values and critics, to 0 over num_updates
     actor_decay_steps: int | None = None  # to 0; None: over all steps of the actor
@@ -106,6 +108,7 @@ PAPER = Config(
     num_updates=1_000_000,
     batch_size=2_048,
     num_actor_steps=2,
+    critic_rows=256,
     learning_rate=3e-4,
     cosine_decay=False,
     actor_decay_steps=3_000_000,
@@ -249,10 +252,10 @@ def to_unit(unit: ActionUnit, action, std):
 
 
 def from_unit(unit: ActionUnit, inner, std):
-    """The inverse of `to_unit`."""
+    """The inverse of `to_unit`; the clip is for rounding."""
     if unit == "box":
         return inner
-    return std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None])
+    return jnp.clip(std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None]), -1.0, 1.0)
 
 
 def constraint_signal(config: Config, data):
@@ -336,11 +339,11 @@ def mish(x):
     return x * jnp.tanh(jax.nn.softplus(x))
 
 
-def networks(config: Config, num_actions: int):
-    """Actor and the network of all values and critics."""
+def actor_network(config: Config, num_actions: int) -> nn.Module:
+    """The denoiser, or the ablation's Gaussian."""
     if config.actor == "gaussian":
-        return Gaussian(config.hidden, num_actions), Value(config.hidden)
-    return Denoiser(config.width, config.num_blocks, config.dropout), Value(config.hidden)
+        return Gaussian(config.hidden, num_actions)
+    return Denoiser(config.width, config.num_blocks, config.dropout)
 
 
 def twin(config: Config, params, obs, action):
@@ -368,7 +371,7 @@ def action_values(config: Config, state: State, obs, action):
 def sample(config: Config, state: State, obs, rng):
     """Actions (N, A) of the averaged actor, in the networks' unit, for observations (N, S)."""
     num_actions = state.normaliser.action_mean.shape[-1]
-    actor, _ = networks(config, num_actions)
+    actor = actor_network(config, num_actions)
     noise_key, steps_key = jax.random.split(rng)
     noise = jax.random.normal(noise_key, (obs.shape[0], num_actions))
     if config.actor == "gaussian":
@@ -395,7 +398,13 @@ def safety_threshold(config: Config) -> float:
     """What separates feasible from infeasible values."""
     if config.safety == "reachability":
         return 0.0
-    return cost_threshold(config.cost_limit, config.discount, HORIZON)
+    return cost_threshold(config.cost_limit, config.discount, EPISODE_LENGTH)
+
+
+def actor_schedule(config: Config):
+    """The learning rate by steps of the actor: cosine, to 0 over `actor_decay_steps`."""
+    steps = config.actor_decay_steps or config.num_updates * config.num_actor_steps
+    return optax.cosine_decay_schedule(config.learning_rate, steps)
 
 
 # --- Checks ---
@@ -403,42 +412,49 @@ def safety_threshold(config: Config) -> float:
 
 def check_config(config: Config) -> None:
     """`ValueError` naming the setting, its value and what is allowed."""
+
+    def check(names, allowed: str, holds):
+        for name in names:
+            if not holds(getattr(config, name)):
+                raise ValueError(f"{name} = {getattr(config, name)}; allowed: {allowed}.")
+
     check_counts(config)
     for name, kind in get_type_hints(Config).items():
         if get_origin(kind) is Literal:
             check_choice(name, getattr(config, name), kind)
-    counts = ("num_actor_steps", "critic_rows", "num_diffusion_steps", "num_samples")
-    for name in (*counts, "num_blocks", "width"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: 1 or more.")
-    for name in ("expectile", "safety_expectile"):
-        if not 0.0 < getattr(config, name) < 1.0:
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: above 0, below 1.")
-    for name in ("reward_temperature", "cost_temperature", "unsafe_weight_min", "cost_limit"):
-        if not getattr(config, name) >= 0.0:
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: 0 or more.")
-    for name in ("max_reward_weight", "max_cost_weight"):
-        if not getattr(config, name) > 0.0:
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: above 0.")
-    if not 0.0 <= config.discount < 1.0:
-        raise ValueError(f"discount = {config.discount}; allowed: 0 or more, below 1.")
-    if not 0.0 <= config.dropout < 1.0:
-        raise ValueError(f"dropout = {config.dropout}; allowed: 0 or more, below 1.")
-    if config.batch_size % config.num_actor_steps:
-        raise ValueError(
-            f"batch_size = {config.batch_size}; allowed: a multiple of num_actor_steps = "
-            f"{config.num_actor_steps}."
-        )
+    counts = ("num_actor_steps", "num_diffusion_steps", "num_samples", "num_blocks", "width")
+    check(counts, "1 or more", lambda x: x >= 1)
+    optional = ("critic_rows", "actor_decay_steps")
+    check(optional, "None, or 1 or more", lambda x: x is None or x >= 1)
+    check(("expectile", "safety_expectile"), "above 0, below 1", lambda x: 0.0 < x < 1.0)
+    check(("target_rate", "ema_rate"), "above 0, at most 1", lambda x: 0.0 < x <= 1.0)
+    check(("discount", "dropout"), "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
+    positive = ("learning_rate", "max_reward_weight", "max_cost_weight")
+    check(positive, "above 0", lambda x: x > 0.0)
+    temperatures = ("reward_temperature", "cost_temperature")
+    check((*temperatures, "unsafe_weight_min", "cost_limit"), "0 or more", lambda x: x >= 0.0)
+    steps, size = config.num_actor_steps, config.batch_size
+    check(("batch_size",), f"a multiple of num_actor_steps = {steps}", lambda x: x % steps == 0)
+    check(("critic_rows",), f"at most batch_size = {size}", lambda x: x is None or x <= size)
 
 
 def check_data(config: Config, data) -> None:
-    """`ValueError` for a constraint that says nothing; a warning where nothing is violated."""
-    h = np.asarray(constraint_signal(config, data))
-    violates = np.asarray(data.cost) > 0.0
-    if not np.isfinite(h).all():
+    """`ValueError` for a constraint or returns that say nothing; a warning where nothing violates.
+
+    A transition violates where its cost and its h are above 0.
+    """
+    cost, constraint = np.asarray(data.cost), np.asarray(data.constraint)
+    for name, column in (("constraint", constraint), ("cost", cost)):
+        if not np.isfinite(column).all():
+            raise ValueError(
+                f"{name} of the data is not finite in {np.sum(~np.isfinite(column))} of "
+                f"{column.size} transitions; allowed: finite numbers, above 0 where violated."
+            )
+    h, violates = np.asarray(constraint_signal(config, data)), cost > 0.0
+    if (disagree := (h > 0.0) != violates).any():
         raise ValueError(
-            f"h of the data is not finite in {np.sum(~np.isfinite(h))} of {h.size} transitions; "
-            "allowed: finite numbers, above 0 where the constraint is violated."
+            f"h of the data, between {h.min():g} and {h.max():g}, and its cost disagree in "
+            f"{disagree.sum()} of {h.size} transitions; allowed: h above 0 exactly where cost is."
         )
     if violates.all():
         raise ValueError(
@@ -451,10 +467,10 @@ def check_data(config: Config, data) -> None:
             "called infeasible, and this is IQL with another actor.",
             stacklevel=2,
         )
-    elif not ((h > 0.0).any() and (h <= 0.0).any()):
+    if config.reward_unit == "returns" and not 0.0 < float(return_scale(data)) < np.inf:
         raise ValueError(
-            f"h of the data does not change sign, between {h.min():g} and {h.max():g}, though "
-            f"{violates.sum()} of {h.size} transitions violate; allowed: above 0 where they do."
+            "reward_unit = 'returns' needs two whole episodes with different returns; these data "
+            "have none. Use reward_unit = 'std'."
         )
 
 
@@ -472,15 +488,14 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     values_rate = config.learning_rate
     if config.cosine_decay:
         values_rate = optax.cosine_decay_schedule(values_rate, config.num_updates)
-    decay_steps = config.actor_decay_steps or config.num_updates * config.num_actor_steps
-    optimise_actor = optax.adam(optax.cosine_decay_schedule(config.learning_rate, decay_steps))
+    optimise_actor = optax.adam(actor_schedule(config))
     optimise = optax.adam(values_rate)
 
     def init(rng, data):
         keys = jax.random.split(rng, 5)
         obs, action = data.obs[:1], data.action[:1]
         inputs = jnp.concatenate([obs, action], axis=-1)
-        network, _ = networks(config, action.shape[-1])
+        network = actor_network(config, action.shape[-1])
         given = (obs,) if config.actor == "gaussian" else (action, obs, jnp.zeros((1,)))
         actor = network.init(keys[0], *given)
 
@@ -500,7 +515,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         return State(params, actor, critic, opt_state, scale, normaliser, step)
 
     def actor_loss(params, obs, action, weight, rng):
-        network, _ = networks(config, action.shape[-1])
+        network = actor_network(config, action.shape[-1])
         if config.actor == "gaussian":
             mean, log_std = network.apply(params, obs)
             error = (action - mean) * jnp.exp(-log_std)[None]
@@ -582,8 +597,8 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
             "critic_loss": loss_critic,
             "infeasible": jnp.mean(infeasible),
             "infeasible_actions": jnp.mean(~infeasible & (q_safety > 0.0)),
-            "weight_feasible": jnp.mean(weight * ~infeasible),
-            "weight_infeasible": jnp.mean(weight * infeasible),
+            "weight_feasible": jnp.sum(weight * ~infeasible) / jnp.maximum(jnp.sum(~infeasible), 1),
+            "weight_infeasible": jnp.sum(weight * infeasible) / jnp.maximum(jnp.sum(infeasible), 1),
             "v_safety_min": v_safety.min(),
             "v_safety_max": v_safety.max(),
         }

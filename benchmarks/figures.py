@@ -24,12 +24,12 @@ import matplotlib.pyplot as plt
 import polycstr_jax
 from algos import bc
 from algos.common import load_training_data, train_seeds
+from benchmarks.run import ENV, EVALUATION_KEY
 from polycstr_jax import data, evaluate
 from polycstr_jax.data import check_writable, write_atomically
-from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
+from polycstr_jax.env import EnvParams, scenario_params
 from polycstr_jax.rollout import rollout
 
-ENV = PolyCSTR()
 BLUE, RED, GREY = "#1f5fa8", "#b3261e", "0.45"
 LABELS = ("peak temperature, K", "polymer, kg/m3", "initiator feed, kg/h", "coolant, K")
 
@@ -53,9 +53,9 @@ def bc_trajectory(scenario: str, num_updates: int):
 
 
 def policy_trajectory(algorithm, state, scenario: str, kind: str = "nominal"):
-    """Roll-out (T, 64) of one trained seed from a set of starts."""
+    """Roll-out (T, 64) of one trained seed from a set of starts: the evaluation's episodes."""
     initial = evaluate.start_states(evaluate.starts(scenario, kind))
-    keys = jax.random.split(jax.random.key(0), evaluate.NUM_STARTS)
+    keys = jax.random.split(jax.random.key(EVALUATION_KEY), evaluate.NUM_STARTS)
     params = scenario_params(scenario)
     return jax.device_get(run_policy(algorithm.policy, state, params, initial, keys))
 
@@ -68,7 +68,13 @@ def run_policy(policy, state, params: EnvParams, initial, keys):
         key, now = jax.random.split(key)
         return act(obs, now), key
 
-    return rollout(ENV, params, controller, keys, initial, keys, data.EPISODE_LENGTH)
+    lane_keys = evaluation_keys(keys.shape[0])
+    return rollout(ENV, params, controller, lane_keys, initial, keys, data.EPISODE_LENGTH)
+
+
+def evaluation_keys(num_lanes: int):
+    """The keys that `evaluate_policies` gives the policies of its lanes."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_KEY), 1), num_lanes)
 
 
 def panels(trajectory):

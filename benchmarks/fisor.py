@@ -9,11 +9,13 @@ Writes `<out>/fisor.json` and `.md`, a section with its own provenance each, and
 - `toys`: the double integrator and the paper's reach-avoid problem (`benchmarks/toys.py`);
 - `region`: V_h on the reactor against the answer key (`viability`): false alarms and misses in
   the band of 5 K, intersection over union on slices;
-- `causes`: of every violation from a start that could be saved, at the last state that could be:
-  did no candidate action save it (coverage), was an unsafe one called safe (region), or was a safe
-  one there and not taken (extraction)?
+- `causes`: of every violation from a start that could be saved, what was wrong at the last state
+  that could be (see `causes_of`), and trajectories;
 - `tuning`: what was tried on the `tune` starts;
 - `speed`: updates/s, and intervals/s of closed loops with N candidates.
+
+`region` and `causes` judge the policies of the suite `fisor` of `benchmarks.run`, and train them
+where `.cache/trained` does not hold them.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ import matplotlib.pyplot as plt
 from algos import bc, fisor
 from algos.common import jitted_over_seeds, train_seeds
 from benchmarks import ground_truth, run, toys, training_sets
-from benchmarks.figures import BLUE, LABELS, RED, draw, policy_trajectory
+from benchmarks.figures import BLUE, LABELS, RED, draw, evaluation_keys, policy_trajectory
 from benchmarks.ground_truth import LIMIT, PLANES, SLICE_CONTROLS, slices_arrays
 from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
 from benchmarks.sections import check_folders, measure
@@ -57,8 +59,8 @@ TOY = fisor.Config(
     hidden=(128, 128), width=16, num_blocks=1, action_unit="box", timeouts="terminal"
 )
 PROBLEMS = ("double integrator", "point robot")
-TOY_SETTINGS = {  # what is changed in the two problems; h is the continuous one
-    "as on the reactor": {},
+TOY_SETTINGS = {  # what is changed in the two problems; h is the depth beyond the boundary
+    "tau 0.9, gamma 0.99": {},
     "tau 0.5": {"safety_expectile": 0.5},
     "tau 0.97": {"safety_expectile": 0.97},
     "gamma 0.95": {"discount": 0.95},
@@ -86,7 +88,7 @@ ACTING = {
 NUM_LOOPED = (1, 4, 16)  # candidates in the closed loops of `speed`
 SECONDS = 2.0  # of each measurement of `speed`
 KINDS = ("nominal", "wide", "hot")  # starts of `causes`
-NUM_CANDIDATES = 16  # of `causes`
+CAUSES = ("coverage", "called safe", "called unsafe", "extraction", "tolerance")
 
 
 @dataclasses.dataclass
@@ -112,28 +114,31 @@ class Args:
 
 
 def toy_problem(name: str):
-    """Training data, slices [(title, observations (M, S), feasible (M,), shape, extent)]."""
+    """Training data, and slices [(title, observations (M, S), feasible (M,), inside (M,), shape,
+    extent)]; inside: not violated now, which h of the state reached does not tell."""
     if name == "double integrator":
         grid = toys.integrator_grid()
         flat = grid.reshape(-1, 2)
         data = toys.training_data(toys.integrator_data(50_000), toys.INTEGRATOR_STD)
         feasible = toys.integrator_feasible(flat)
-        extent = (-1.3, 1.3, -1.8, 1.8)
-        return data, [("x, v", flat / toys.INTEGRATOR_STD, feasible, grid.shape[:2], extent)]
+        inside, extent = np.abs(flat[:, 0]) <= 1.0, (-1.3, 1.3, -1.8, 1.8)
+        obs = flat / toys.INTEGRATOR_STD
+        return data, [("x, v", obs, feasible, inside, grid.shape[:2], extent)]
     data = toys.training_data(toys.robot_data(100_000), toys.ROBOT_STD)
     slices = []
     for speed, heading in toys.SLICES:
         grid = toys.robot_grid(speed, heading)
         flat = jnp.asarray(grid.reshape(-1, 4), jnp.float32)
-        feasible = np.asarray(toys.robot_depth(flat)) <= 0.0
+        feasible, inside = (np.asarray(f(flat)) <= 0.0 for f in (toys.robot_depth, toys.robot_h))
         obs = np.asarray(toys.robot_obs(flat)) / toys.ROBOT_STD
         title = f"v = {speed:g}, heading {np.degrees(heading):.0f} deg"
-        slices.append((title, obs, feasible, grid.shape[:2], (-2.7, 2.7, -2.7, 2.7)))
+        shape, extent = grid.shape[:2], (-2.7, 2.7, -2.7, 2.7)
+        slices.append((title, obs, feasible, inside, shape, extent))
     return data, slices
 
 
 def measure_toys(args: Args) -> list[dict]:
-    """V_h <= 0 against what is feasible, over slices; and a figure."""
+    """V_h <= 0, where the limit is kept now, against what is feasible; and a figure."""
     rows, shown = [], []
     keys = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
     for problem in PROBLEMS:
@@ -143,9 +148,9 @@ def measure_toys(args: Args) -> list[dict]:
             config = dataclasses.replace(TOY, **settings)
             states, _, _ = train_seeds(fisor.make_train(config), data, keys, config.num_updates)
             values = jax.jit(jax.vmap(functools.partial(fisor.feasibility, config), (0, None)))
-            for title, obs, feasible, shape, extent in slices:
+            for title, obs, feasible, inside, shape, extent in slices:
                 found = np.asarray(values(states, jnp.asarray(obs, jnp.float32)))
-                called = found <= 0.0
+                called = (found <= 0.0) & inside[None]
                 rows.append(
                     {
                         "problem": problem,
@@ -162,7 +167,7 @@ def measure_toys(args: Args) -> list[dict]:
                         "misses, share of the infeasible": mean(called[:, ~feasible]),
                     }
                 )
-                if name == "as on the reactor":
+                if name == next(iter(TOY_SETTINGS)):
                     shown.append((f"{problem}, {title}", found[0], feasible, shape, extent))
             rich.print(rows[-1])
     figure_toys(shown, args.figures)
@@ -174,17 +179,18 @@ def mean(values) -> float:
 
 
 def figure_toys(shown, folder: Path) -> None:
-    fig, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.9), layout="constrained")
-    for axis, (title, value, feasible, shape, extent) in zip(axes, shown, strict=True):
+    size = (4 * len(shown), 3.9)
+    fig, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
+    for axis, (title, value, feasible, shape, extent) in zip(axes[0], shown, strict=True):
         grid = [np.linspace(*extent[:2], shape[0]), np.linspace(*extent[2:], shape[1])]
         image = axis.contourf(*grid, value.reshape(shape).T, levels=20, cmap="viridis")
         axis.contour(*grid, feasible.reshape(shape).T.astype(float), levels=[0.5], colors="white")
         axis.contour(*grid, value.reshape(shape).T, levels=[0.0], colors=[RED])
         axis.set_title(title, fontsize=9)
         fig.colorbar(image, ax=axis)
-    axes[0].plot([], [], color=RED, label="learned: V_h = 0")
-    axes[0].plot([], [], color="white", label="where it can be kept")
-    axes[0].legend(fontsize=8, facecolor="0.5")
+    axes[0, 0].plot([], [], color=RED, label="learned: V_h = 0")
+    axes[0, 0].plot([], [], color="white", label="where it can be kept")
+    axes[0, 0].legend(fontsize=8, facecolor="0.5")
     save(fig, folder, "fisor-toys")
 
 
@@ -213,7 +219,7 @@ def observations(scenario: str, states, controls):
     return jax.jit(jax.vmap(one))(jnp.asarray(states), jnp.asarray(controls))
 
 
-def called_feasible(algorithm, states, obs):
+def safety_values(algorithm, states, obs):
     """V_h (S, N) of raw observations (N, 9), for all seeds."""
 
     def of_seed(state):
@@ -223,17 +229,18 @@ def called_feasible(algorithm, states, obs):
 
 
 def measure_region(args: Args) -> list[dict]:
-    """False alarms and misses of V_h <= 0 near the boundary, and IoU on slices."""
-    states, controls, peak = ground_truth.near_boundary(args.num_states)
+    """False alarms and misses of V_h <= 0 near the boundary, in states that random and greedy
+    agents reach in the scenario, and IoU on slices."""
     arrays = slices_arrays()
     rows = []
     for scenario in args.scenarios:
+        states, controls, peak = ground_truth.near_boundary(args.num_states, (scenario,))
         obs = observations(scenario, states, controls)
         for variant in REGION_VARIANTS:
             found = trained(scenario, variant, args.preset)
             if found is None:
                 continue
-            called = called_feasible(*found, obs) <= 0.0
+            called = safety_values(*found, obs) <= 0.0
             judged = [viability.agreement(x, LIMIT - peak) for x in called]
             row = {
                 "scenario": scenario,
@@ -260,7 +267,7 @@ def measure_region(args: Args) -> list[dict]:
 def slice_values(scenario: str, found, arrays, plane: str, name: str):
     """V_h (S, axis, temperature) over a plane of the answer key's slices."""
     states, controls = ground_truth.slice_states(arrays, plane, name)
-    values = called_feasible(*found, observations(scenario, states, controls))
+    values = safety_values(*found, observations(scenario, states, controls))
     return values.reshape(-1, *arrays[f"peak_{plane}_{name}"].shape)
 
 
@@ -290,8 +297,7 @@ def figure_region(scenario: str, arrays, args: Args) -> None:
 def measure_causes(args: Args) -> list[dict]:
     """Violations from starts that can be saved, and what was wrong at the last state that could.
 
-    Its candidates are drawn anew, `NUM_CANDIDATES` of them. An action is safe if the safest policy
-    keeps the limit after it (`viability.action_margin`).
+    An action is safe if the safest policy keeps the limit after it (`viability.action_margin`).
     """
     rows = []
     for scenario in args.scenarios:
@@ -336,48 +342,71 @@ def figure_trajectories(scenario: str, args: Args) -> None:
 
 
 def causes_of(algorithm, state, scenario: str, kind: str) -> dict[str, int]:
-    """Counts over the episodes of one seed."""
-    params = scenario_params(scenario)
+    """Counts over the evaluation's episodes of one seed, by what was wrong at the last state that
+    could be saved, among the candidates that were drawn there:
+
+    - `coverage`: none of them saves it;
+    - `called safe`: the one taken is not safe, and was called so (Q_h <= 0);
+    - `called unsafe`: one would have saved it, but none was called safe;
+    - `extraction`: one that saves it was called safe, and not taken;
+    - `tolerance`: the one taken is safe by the key, which has an error of 1e-3 K.
+    """
+    config, params = algorithm.config, scenario_params(scenario)
     trajectory = policy_trajectory(algorithm, state, scenario, kind)
     alive = ~evaluate.starts(scenario, kind).doomed
     violates = trajectory.peak_temperature > LIMIT
     lanes = np.flatnonzero(violates.any(axis=0) & alive)
-    counts = {"episodes": int(alive.sum()), "violating": int(lanes.size)}
-    counts |= {"coverage": 0, "region": 0, "extraction": 0}
+    counts = {"episodes": int(alive.sum()), "violating": int(lanes.size)} | dict.fromkeys(CAUSES, 0)
     if not lanes.size:
         return counts
     plants, controls = jax.jit(jax.vmap(jax.vmap(state_from_obs)))(trajectory.obs)
     peak = ground_truth.peaks_of(plants.reshape(-1, 5), controls.reshape(-1, 2))
+    # Up to and with the first violating interval; the start, if none of them counts as saved.
     saved = (peak <= LIMIT).reshape(violates.shape) & (np.cumsum(violates, axis=0) == violates)
-    # Up to and with the first violating interval; a start within the key's tolerance of the limit
-    # may not count as saved: then it is the last.
-    last = violates.shape[0] - 1 - np.argmax(saved[::-1], axis=0)
-    last = np.where(saved.any(axis=0), last, 0)
-    given = (state, trajectory.obs[last, np.arange(last.size)])
-    safe, called_safe = jax.device_get(judge(algorithm.config, params, *given))
-    for lane in lanes:
-        if not safe[lane].any():
-            counts["coverage"] += 1
-        elif (called_safe[lane] & ~safe[lane]).any():
-            counts["region"] += 1
-        else:
-            counts["extraction"] += 1
+    last = np.where(saved.any(axis=0), len(saved) - 1 - np.argmax(saved[::-1], axis=0), 0)
+    obs = trajectory.obs[last, np.arange(last.size)]
+    judged = judge(config, params, state, obs, action_keys(last))
+    for safe, called_safe, taken in zip(*(np.asarray(x)[lanes] for x in judged), strict=True):
+        counts[cause(safe, called_safe, int(taken))] += 1
     return counts
 
 
+def cause(safe, called_safe, taken: int) -> str:
+    """One of `CAUSES`, from what the candidates (N,) are and are called, and which was taken."""
+    if safe[taken]:
+        return "tolerance"
+    if not safe.any():
+        return "coverage"
+    if called_safe[taken]:
+        return "called safe"
+    return "extraction" if (safe & called_safe).any() else "called unsafe"
+
+
+def action_keys(steps):
+    """The key that the evaluation gives lane n's policy at step `steps[n]`, (E,) keys."""
+
+    def of_lane(key, step):
+        following = lambda _, pair: tuple(jax.random.split(pair[0]))  # noqa: E731
+        return jax.lax.fori_loop(0, step + 1, following, (key, key))[1]
+
+    return jax.jit(jax.vmap(of_lane))(evaluation_keys(len(steps)), jnp.asarray(steps))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def judge(config, params, state, obs):
-    """Of candidate actions (E, N) at observations (E, 9): whether they are safe, and called so."""
+def judge(config, params, state, obs, keys):
+    """Of the candidate actions (E, N) at observations (E, 9): whether they are safe, and called
+    so; and which is taken (E,)."""
 
     def one(obs, key):
-        seen = jnp.tile(state.normaliser.obs(obs)[None], (NUM_CANDIDATES, 1))
+        seen = jnp.tile(state.normaliser.obs(obs)[None], (config.num_samples, 1))
         inner = fisor.sample(config, state, seen, key)
-        _, q_safety = fisor.action_values(config, state, seen, inner)
+        q, q_safety = fisor.action_values(config, state, seen, inner)
         actions = fisor.from_unit(config.action_unit, inner, state.normaliser.action_std)
         margin = jax.vmap(lambda a: viability.action_margin(*state_from_obs(obs), a, params))
-        return margin(actions) >= 0.0, q_safety <= 0.0
+        taken = jnp.argmax(fisor.rank(config, q, q_safety))
+        return margin(actions) >= 0.0, q_safety <= 0.0, taken
 
-    return jax.vmap(one)(obs, jax.random.split(jax.random.key(1), obs.shape[0]))
+    return jax.vmap(one)(obs, keys)
 
 
 # --- What was tried ---
@@ -462,11 +491,13 @@ def measure_speed(args: Args) -> list[dict]:
         best = max(rates[key]) * amount
         row = {"what": what, "method": name}
         row["seeds at once" if what == "updates" else "candidates"] = num
-        rows.append(row | {"a second": best, "times bc's": best / bests(rates, calls, what, num)})
+        rows.append(
+            row | {"a second": best, "times bc's": best / rate_of_bc(rates, calls, what, num)}
+        )
     return rows
 
 
-def bests(rates, calls, what: str, num: int) -> float:
+def rate_of_bc(rates, calls, what: str, num: int) -> float:
     """What BC does at the same number of seeds, or in its closed loop."""
     key = (what, "bc", num if what == "updates" else 1)
     return max(rates[key]) * calls[key][1]
@@ -477,14 +508,15 @@ NUM_LANES, NUM_INTERVALS = 512, 20
 
 @functools.partial(jax.jit, static_argnums=0)
 def closed_loop(policy, state):
-    """Peaks of 512 start-ups over 20 intervals under a policy."""
+    """Peaks of 512 start-ups over 20 intervals under a policy, whose actions are scaled down: an
+    untrained one would ignite the reactor, and its integration would be timed."""
     act, params = policy(state), scenario_params("startup")
     keys = jax.random.split(jax.random.key(0), NUM_LANES)
     starts = jax.vmap(lambda key: ENV.reset_env(key, params)[1])(keys)
 
     def controller(obs, key):
         key, now = jax.random.split(key)
-        return act(obs, now), key
+        return 1e-3 * act(obs, now), key
 
     found = rollout(ENV, params, controller, keys, starts, keys, NUM_INTERVALS)
     return found.peak_temperature
@@ -505,6 +537,10 @@ def main(args: Args) -> None:
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
             raise SystemExit(f"{flag} = {getattr(args, name)}; allowed: 1 or more.")
+    if min(args.seeds, default=0) < 1:
+        raise SystemExit(f"seeds = {args.seeds}; allowed: numbers, 1 or more each.")
+    if args.preset == "smoke" and set(args.scenarios) != {"startup"}:
+        raise SystemExit("preset smoke trains on start-up alone: add --scenarios startup.")
     check_folders(args.out, args.figures)
     measures = {name: globals()[f"measure_{name}"] for name in SECTIONS}
     measure(args.out / "fisor.json", "FISOR against known answers", measures, args.only, args)

@@ -311,14 +311,14 @@ def agents(args) -> list[dict]:
 
 
 @functools.cache
-def near_boundary(num_states: int):
+def near_boundary(num_states: int, scenarios: tuple[str, ...] = tuple(SCENARIOS)):
     """States, controls and peaks under the safest policy, of random and greedy agents, where that
     peak is within 5 K of the limit and the temperature is not above it yet.
 
-    Random agents from all starts of all scenarios, and the unconstrained optima, which are greedy.
+    Random agents from the scenarios' starts, and the unconstrained optima, which are greedy.
     """
     found = []
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         for kind in ("nominal", "hot"):
             starts, params = evaluate.starts(scenario, kind), scenario_params(scenario)
             for name in ("random", "unconstrained"):

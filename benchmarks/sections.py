@@ -1,5 +1,6 @@
 """Sections of measurements: each a function that returns rows, kept with its own provenance."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def measure(path: Path, title: str, sections: dict[str, Callable], only, args) -
         started, made = time.perf_counter(), software()
         rows = section(args)
         made["seconds"] = time.perf_counter() - started
+        made["args"] = settings(args)
         rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
         found[name] = {"made": made, "rows": rows}
         rich.print(f"{name}: {made['seconds']:.0f} s")
@@ -47,6 +49,12 @@ def measure(path: Path, title: str, sections: dict[str, Callable], only, args) -
     write_atomically(path.with_suffix(".md"), lambda file: file.write(text.encode()))
     rich.print(f"written: {path.parent}")
     return found
+
+
+def settings(args) -> dict[str, Any]:
+    """The arguments that decide what is measured: no folders, nor which sections."""
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    return {k: v for k, v in fields.items() if k != "only" and not isinstance(v, Path)}
 
 
 def markdown(title: str, found: dict[str, Any], sections) -> str:

@@ -242,13 +242,14 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "interval, medians over the episodes that have one.",
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
-        "pi_tuned, tuned on 256 starts of the scenario (33,000 candidates), pi_tuned_all, one "
+        "pi_tuned, tuned for the scenario (30,720 candidates on 32 starts, the best 128 and 2,560 "
+        "more on 256), pi_tuned_all, one "
         "controller for all three; of the 100 PI controllers of the data, pi_best has the best "
         "return on the tune starts, whatever it does to the limit, pi_safe the best of those that "
         "violate it least, pi_median the median; step, the open-loop step. The other methods were "
         "tuned on the tune starts as their pages in docs/algorithms say: BC 5 variants, IQL 5 "
-        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 14 (start-up "
-        "and grade-down).",
+        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 10 settings, "
+        "two of them acting in 5 ways.",
         provenance_line(results, preset),
     ]
     return "\n\n".join(lines)
@@ -530,7 +531,7 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
     columns = {name: fisor_tables.COLUMNS[name] for name in shown}
     for (scenario, name), rows in found.groupby(["scenario", "condition"], sort=False):
         print_table(f"{scenario}, {name}", rows, columns)
-    absent = fisor_tables.missing(results)
+    absent = fisor_tables.missing(results, preset)
     not_run = [f"Not run: {', '.join(absent)}."] if absent else []
     text = "\n\n".join([rules(), fisor_tables.HEADER, *not_run, provenance_line(results, preset)])
     rich.print(text)

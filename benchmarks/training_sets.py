@@ -1,6 +1,7 @@
 """The data sets that suites train on: those of the package, and changed versions of `mixed`.
 
-Less of it (`mixed50`, `mixed10`: the first half and tenth of the episodes), without a part of its
+Less of it (`mixed50`, `mixed10`: the first half and tenth of the episodes of each behaviour),
+without a part of its
 coverage (`mixed_noboost`, `mixed_norandom`), and measured with noise (`mixed_noisy`): then
 observations and the constraint are noisy, and the limit is a stochastic constraint. Rewards stay
 on the true state. Normalised as always, by the scenario's `pi` set.
@@ -32,15 +33,16 @@ def load(scenario: str, name: str) -> TrainingData:
 
 def change(mixed: Dataset, scenario: str, name: str) -> Dataset:
     """The changed version of `mixed`."""
-    num_episodes = data.NUM_EPISODES["mixed"]
-    if name in SHARES:
-        keep = mixed.episode < SHARES[name] * num_episodes
-        return Dataset(*(column[keep] for column in mixed))
+    if name in NOISE_LEVEL:
+        return with_noise(mixed, NOISE_LEVEL[name])
+    kind = data.draw_behaviour(scenario, "mixed", data.NUM_EPISODES["mixed"]).kind
     if name in WITHOUT:
-        kind = data.draw_behaviour(scenario, "mixed", num_episodes).kind
-        keep = kind[mixed.episode] != WITHOUT[name]
-        return Dataset(*(column[keep] for column in mixed))
-    return with_noise(mixed, NOISE_LEVEL[name])
+        keep = kind != WITHOUT[name]
+    else:
+        of_kind = kind[:, None] == np.arange(len(data.BEHAVIOURS))
+        rank = (np.cumsum(of_kind, axis=0) * of_kind).sum(axis=1)  # 1, 2, ... within its kind
+        keep = rank <= np.round(SHARES[name] * of_kind.sum(axis=0))[kind]
+    return Dataset(*(column[keep[mixed.episode]] for column in mixed))
 
 
 def with_noise(mixed: Dataset, level: float) -> Dataset:

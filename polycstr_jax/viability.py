@@ -78,12 +78,15 @@ def peaks_under_safest(
 ) -> Float[Array, " N"]:
     """`peak_under_safest` of N states by the roll-out engine, `chunk` of them at a time.
 
-    Under a plain `vmap` every state waits for those that ignite; here these are set apart.
-    Jittable. Raises `ValueError` for `num_steps` or `chunk` below 1.
+    Under a plain `vmap` every state waits for those that ignite; here these are set apart. In
+    JAX's default precision. Jittable. Raises `ValueError` for `num_steps` or `chunk` below 1.
     """
     check_horizon(num_steps, "num_steps")
     check_horizon(chunk, "chunk")
     params = EnvParams() if params is None else params
+    states, controls = jnp.asarray(states), jnp.asarray(controls)
+    if not len(states):
+        return states[:, 4]
     # The nominal plant: noise, delay and disturbances of the environment do not count.
     nominal = EnvParams(reactor=params.reactor, max_increment=params.max_increment)
     env, num = PolyCSTR(rtol=rtol), states.shape[0]

@@ -52,7 +52,7 @@ def synthetic_data(policy=lambda obs: jnp.tanh(obs[:, :2])) -> TrainingData:
         action=action,
         reward=column,
         cost=(column > -0.2).astype(jnp.float32),
-        constraint=column,
+        constraint=column + 0.2,
         next_obs=jax.random.normal(key_next, (NUM_TRANSITIONS, 9)),
         terminated=jnp.zeros(NUM_TRANSITIONS, bool),
         truncated=jnp.arange(NUM_TRANSITIONS) % 200 == 199,

@@ -23,7 +23,6 @@ SMALL = fisor.Config(
     width=8,
     num_blocks=1,
     batch_size=16,
-    critic_rows=16,
     num_updates=100,
 )
 
@@ -37,7 +36,7 @@ def transitions(obs, action, cost, next_obs, *, constraint=None, reward=None, en
         action=action,
         reward=jnp.zeros(num) if reward is None else reward,
         cost=cost,
-        constraint=cost - 0.5 if constraint is None else constraint,
+        constraint=jnp.where(cost > 0, 0.5, -0.5) if constraint is None else constraint,
         next_obs=next_obs,
         terminated=jnp.broadcast_to(jnp.asarray(ended), (num,)),
         truncated=jnp.zeros(num, bool),
@@ -368,7 +367,7 @@ def test_averages_move_by_their_rates_once_an_actor_step(num_steps):
     if num_steps == 1:
         np.testing.assert_allclose(moved, 0.25 * away, rtol=1e-3)
     else:  # of two steps the first counts twice: 1/4 + 3/16, the second once
-        assert 0.25 * away < moved < 0.45 * away
+        assert 0.3 * away < moved < 0.45 * away
 
 
 def test_the_critics_see_the_first_rows_of_the_batch_and_the_actor_all():
@@ -400,11 +399,13 @@ def test_the_critics_see_the_first_rows_of_the_batch_and_the_actor_all():
     ("terminated", "truncated"), [(False, False), (False, True), (True, False)]
 )
 @pytest.mark.parametrize("safety", ["reachability", "cost_value"])
-def test_losses_are_the_equations(timeouts, terminated, truncated, safety):
+@pytest.mark.parametrize("violates", [False, True])
+def test_losses_are_the_equations(timeouts, terminated, truncated, safety, violates):
     config = dataclasses.replace(SMALL, timeouts=timeouts, safety=safety, action_unit="box")
     functions = fisor.make_train(config)
     one = noise().transitions(lambda x: x[:1])
     one = one._replace(terminated=jnp.asarray([terminated]), truncated=jnp.asarray([truncated]))
+    one = one._replace(cost=jnp.asarray([1.0 if violates else 0.0]))
     start = functions.init(jax.random.key(0), noise())
     start = with_part_moved(with_part_moved(start, "target_h"), "target_r")
     end, metrics = functions.run(start, one, jax.random.key(1), 1)
@@ -432,7 +433,7 @@ def test_losses_are_the_equations(timeouts, terminated, truncated, safety):
     }
     ended = terminated or (truncated and timeouts == "terminal")
     backup = float(one.reward[0]) + (0.0 if ended else 0.99 * moved["reward"])
-    violates = float(one.cost[0]) > 0.0
+    assert -1.0 < moved["safety"] < 25.0  # so the greater of the two is V_h or h, by `violates`
     if safety == "cost_value":
         backup_h = violates + (0.0 if ended else 0.99 * moved["safety"])
     else:
@@ -488,10 +489,10 @@ def test_values_of_a_chain_are_learned():
 
 
 def fork_data():
-    """Two situations, one of them with the dangerous habit in a fifth of the cases.
+    """Two situations, in both a dangerous habit in a fifth of the cases, which always violates.
 
-    In the first the dangerous habit violates and the other does not; in the second it violates,
-    too, but less often. Rewards favour the dangerous habit.
+    In the first the other habit never violates, in the second it does in 3 of 4 cases. Rewards
+    favour the dangerous habit.
     """
     situation = jnp.repeat(jnp.asarray([1.0, -1.0]), 400)
     dangerous = jnp.arange(800) % 5 == 0
@@ -537,13 +538,14 @@ def test_an_unsafe_action_in_a_quarter_of_the_data_makes_a_state_infeasible():
     """h = +25 or -1 and the reversed expectile 0.9: V_h = 0 at a share of 0.9 / (2.5 + 0.9)."""
     boundary = 0.9 / (0.1 * 25.0 + 0.9)
     for share in (boundary - 0.02, boundary + 0.02):
-        h = np.where(np.arange(10_000) < 10_000 * share, 25.0, -1.0)
-        assert (scipy.stats.expectile(h, 0.1) > 0.0) == (share > boundary)
+        h = jnp.where(jnp.arange(10_000) < 10_000 * share, 25.0, -1.0)
+        slope = jax.grad(lambda v, h=h: fisor.expectile_loss(h - v, 1.0 - 0.9))(0.0)
+        assert (float(slope) < 0.0) == (share > boundary)  # the least loss is above 0
 
 
 def test_the_gaussian_ablation_solves_the_fork_too():
     config = dataclasses.replace(LEARNING, actor="gaussian")
-    assert max(shares(*trained(config, fork_data))) < 0.2
+    assert max(shares(*trained(config, fork_data))) < 0.05
 
 
 def two_habits():
@@ -587,6 +589,10 @@ def test_of_n_samples_the_least_dangerous_is_taken():
         ({"constraint": "x"}, "constraint = 'x'; allowed: indicator, margin"),
         ({"num_actor_steps": 3}, "batch_size = 256; allowed: a multiple of num_actor_steps = 3"),
         ({"cost_limit": float("nan")}, "cost_limit = nan; allowed: 0 or more"),
+        ({"critic_rows": 257}, "critic_rows = 257; allowed: at most batch_size = 256"),
+        ({"learning_rate": 0.0}, "learning_rate = 0.0; allowed: above 0"),
+        ({"ema_rate": 0.0}, "ema_rate = 0.0; allowed: above 0, at most 1"),
+        ({"actor_decay_steps": 0}, "actor_decay_steps = 0; allowed: None, or 1 or more"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(setting, message):
@@ -595,16 +601,137 @@ def test_settings_that_mean_nothing_are_refused(setting, message):
 
 
 def test_data_that_say_nothing_about_safety_are_named():
-    functions = fisor.make_train(fisor.Config(constraint="margin"))
-    zero, one = jnp.zeros(400), jnp.ones(400)
+    functions = fisor.make_train(fisor.Config())
+    zero, one, good = jnp.zeros(400), jnp.ones(400), noise()
     with pytest.warns(UserWarning, match="0 of 400 transitions of the data violate"):
-        functions.check_data(noise()._replace(cost=zero))
+        functions.check_data(good._replace(cost=zero, constraint=-one))
     with pytest.raises(ValueError, match="all 400 transitions of the data violate"):
-        functions.check_data(noise()._replace(cost=one))
-    with pytest.raises(ValueError, match="h of the data does not change sign, between -1 and -1"):
-        functions.check_data(noise()._replace(constraint=-one))
-    with pytest.raises(ValueError, match="h of the data is not finite in 1 of 400"):
-        functions.check_data(noise()._replace(constraint=zero.at[3].set(jnp.nan)))
+        functions.check_data(good._replace(cost=one, constraint=one))
+    number = int((good.cost > 0).sum())
+    with pytest.raises(ValueError, match=rf"cost disagree in {number} of 400"):  # no sign change
+        functions.check_data(good._replace(constraint=-one))
+    with pytest.raises(ValueError, match=r"cost disagree in 400 of 400"):
+        functions.check_data(good._replace(cost=zero, constraint=one))
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        for name in ("constraint", "cost"):
+            column = getattr(good, name).at[3].set(bad)
+            with pytest.raises(ValueError, match=f"{name} of the data is not finite in 1 of 400"):
+                functions.check_data(good._replace(**{name: column}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        functions.check_data(noise())
+        functions.check_data(good)
+
+
+def test_returns_that_give_no_scale_are_refused():
+    functions = fisor.make_train(dataclasses.replace(SMALL, reward_unit="returns"))
+    never = jnp.zeros(400, bool)
+    once = never.at[200].set(True)
+    for ends in (never, once):
+        with pytest.raises(ValueError, match="two whole episodes with different returns"):
+            functions.check_data(noise()._replace(terminated=never, truncated=ends))
+    functions.check_data(noise()._replace(terminated=never, truncated=once.at[399].set(True)))
+
+
+# --- How an action is chosen ---
+
+
+def test_each_selection_takes_its_own_candidate():
+    q = jnp.asarray([1.0, 3.0, 2.0, 0.0])
+    q_safety = jnp.asarray([-0.5, 0.5, 0.0, -1.0])  # the best is unsafe, the next just safe
+
+    def taken(selection, q_safety=q_safety):
+        return int(jnp.argmax(fisor.rank(fisor.Config(selection=selection), q, q_safety)))
+
+    assert taken("safest") == 3
+    assert taken("reward") == 1
+    assert taken("reward_if_safe") == 2
+    assert taken("reward_if_safe", q_safety + 1.0) == 3  # none is safe: the safest
+
+
+def test_action_values_are_the_worse_of_two_heads():
+    functions = fisor.make_train(SMALL)
+    state = functions.init(jax.random.key(0), noise())
+    obs, action = noise().obs[:20], noise().action[:20]
+    heads = [fisor.twin(SMALL, x, obs, action) for x in state.target_critic]
+    q, q_safety = fisor.action_values(SMALL, state, obs, action)
+    np.testing.assert_array_equal(q, np.min(heads[0], axis=0))
+    np.testing.assert_array_equal(q_safety, np.max(heads[1], axis=0))
+    cost = dataclasses.replace(SMALL, safety="cost_value", cost_limit=5.0)
+    lowered = fisor.action_values(cost, state, obs, action)[1] - q_safety
+    np.testing.assert_allclose(lowered, -fisor.cost_threshold(5.0, 0.99, 200), rtol=1e-5)
+
+
+def test_the_averaged_actor_acts_without_dropout():
+    config = dataclasses.replace(SMALL, dropout=0.5, num_samples=4)
+    functions = fisor.make_train(config)
+    state = functions.init(jax.random.key(0), noise())
+    act = functions.policy(state)
+    obs = noise().obs[0]
+    plain = act(obs, jax.random.key(1))
+    np.testing.assert_array_equal(plain, act(obs, jax.random.key(1)))
+    for name, changes in (("actor", False), ("average", True), ("critic_h", False)):
+        moved = functions.policy(with_part_moved(state, name))(obs, jax.random.key(1))
+        assert np.any(moved != plain) == changes, name
+
+
+# --- The paper's preset ---
+
+
+def test_the_papers_preset_has_its_constants_and_its_size():
+    paper = fisor.PRESETS["paper"]
+    expected = {
+        **{"num_updates": 1_000_000, "batch_size": 2_048, "num_actor_steps": 2},
+        **{"critic_rows": 256, "learning_rate": 3e-4, "cosine_decay": False},
+        **{"actor_decay_steps": 3_000_000, "hidden": (256, 256), "discount": 0.99},
+        **{"expectile": 0.9, "safety_expectile": 0.9, "target_rate": 0.005, "ema_rate": 0.001},
+        **{"constraint": "indicator", "safety": "reachability", "timeouts": "terminal"},
+        **{"reward_temperature": 3.0, "cost_temperature": 5.0, "max_reward_weight": 100.0},
+        **{"max_cost_weight": 150.0, "unsafe_weight_min": 0.0, "num_diffusion_steps": 5},
+        **{"width": 256, "num_blocks": 3, "dropout": 0.1, "num_samples": 16},
+        **{"selection": "safest", "action_unit": "box", "reward_unit": "returns"},
+    }
+    assert {name: getattr(paper, name) for name in expected} == expected
+    other = dataclasses.asdict(fisor.PRESETS["first-commit"])
+    different = {name for name, value in dataclasses.asdict(paper).items() if value != other[name]}
+    assert different == {"unsafe_weight_min"} and other["unsafe_weight_min"] == 1.0
+    states = jax.eval_shape(fisor.make_train(paper).init, jax.random.key(0), noise())
+    size = sum(x.size for x in jax.tree.leaves(states.params.actor))
+    blocks = 3 * 526_080 + 256 * (2 + 9 + 128) + 256 + 256 * 2 + 2 + 24_864
+    assert size == blocks
+
+
+def test_the_papers_updates_run_with_dropout_two_halves_and_scaled_rewards():
+    narrow = {"batch_size": 32, "critic_rows": 8, "width": 8, "num_blocks": 1, "hidden": (8,)}
+    config = dataclasses.replace(fisor.PRESETS["paper"], **narrow, num_updates=3)
+    data = noise()._replace(terminated=jnp.zeros(400, bool))
+    functions = fisor.make_train(config)
+    functions.check_data(data)
+    start = functions.init(jax.random.key(0), data)
+    end, metrics = jax.jit(functions.run, static_argnums=3)(start, data, jax.random.key(1), 3)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((end.params, metrics)))
+    assert float(start.reward_scale) == pytest.approx(float(fisor.return_scale(data)))
+
+    def actor_after(config):
+        changed = fisor.make_train(config)
+        after, _ = changed.run(start, data, jax.random.key(1), 1)
+        return ravel_pytree(after.params.actor)[0]
+
+    plain = actor_after(config)
+    assert np.any(plain != actor_after(dataclasses.replace(config, dropout=0.0)))
+    # Rewards ten times as large, scaled back by their spread, are the same rewards.
+    scaled = data._replace(reward=10.0 * data.reward)
+    again, _ = functions.run(
+        functions.init(jax.random.key(0), scaled), scaled, jax.random.key(1), 1
+    )
+    once, _ = functions.run(start, data, jax.random.key(1), 1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again.params, once.params
+    )
+
+
+def test_the_actors_learning_rate_has_fallen_to_a_quarter_at_the_end_of_the_paper():
+    schedule = fisor.actor_schedule(fisor.PRESETS["paper"])
+    assert float(schedule(0)) == pytest.approx(3e-4)
+    assert float(schedule(2_000_000)) == pytest.approx(7.5e-5, rel=1e-3)
+    default = fisor.PRESETS["default"]
+    assert float(fisor.actor_schedule(default)(default.num_updates)) == pytest.approx(0.0, abs=1e-9)

@@ -75,17 +75,29 @@ def test_comparisons_say_who_violates_less():
     found = fisor_tables.claims(RESULTS).set_index(["against", "variant"])
     bc = found.loc[("bc", "default")]
     assert bc["P(violation)"] == pytest.approx(0.125 - 0.5) and bc["fewer violations"] == "yes"
-    assert bc["reward"] == pytest.approx(0.2)
+    assert bc["mean reward"] == pytest.approx(0.2)
     assert found.loc[("fisor", "no-hj-2"), "fewer violations"] == "open"
     assert ("fisor", "n-1") not in found.index  # not a claim
+    # Paired: a constant difference of variants of FISOR has no spread; of BC it has.
+    assert found.loc[("fisor", "no-hj-2"), "mean reward, interval"] == "[0.100, 0.100]"
+    assert bc["mean reward, interval"] != "[0.200, 0.200]"
     few = fisor_tables.claims(RESULTS[RESULTS.seed < 4])
     assert set(few["fewer violations"]) == {"too few seeds"}
 
 
 def test_what_was_not_run_is_named():
-    missing = fisor_tables.missing(RESULTS)
+    missing = fisor_tables.missing(RESULTS, "quick")
     assert {"fisor@paper", "fisor@first-commit", "fisor@tau-0.5", "cpq@default"} <= set(missing)
     assert not {"fisor@default", "fisor@n-1"} & set(missing)
+    there = {"startup-mixed/fisor@n-1", "startup-mixed10/fisor@default"}
+    elsewhere = {"grade_up-mixed/fisor@n-1", "startup-mixed50/fisor@default"}
+    assert elsewhere <= set(missing) and not there & set(missing)
+
+
+def test_a_method_that_is_not_known_yet_comes_last_of_its_data():
+    more = pd.concat([RESULTS, cell("cpq", "limit2", 0.1, 50.0), cell("new", "x", 0.1, 50.0)])
+    order = [*fisor_tables.table(more, ["oracle"]).method]
+    assert order == ["oracle", "bc", "cpq", "fisor", "fisor", "fisor", "new", "fisor"]
 
 
 def test_the_papers_table_adds_up_to_its_own_averages():

@@ -20,10 +20,19 @@ def changed(name):
     return training_sets.change(mixed(), "startup", name)
 
 
-def test_less_data_are_the_first_episodes():
-    for name, share in (("mixed50", 250), ("mixed10", 50)):
-        np.testing.assert_array_equal(np.unique(changed(name).episode), np.arange(share))
-        np.testing.assert_array_equal(changed(name).obs, mixed().obs[: 200 * share])
+def test_less_data_are_the_first_episodes_of_each_behaviour():
+    kinds = data.draw_behaviour("startup", "mixed", 500).kind
+    for name, share in (("mixed50", 0.5), ("mixed10", 0.1)):
+        kept = np.unique(changed(name).episode)
+        for kind in range(5):
+            all_of_kind = np.flatnonzero(kinds == kind)
+            mine = np.intersect1d(kept, all_of_kind)
+            np.testing.assert_array_equal(mine, all_of_kind[: len(mine)])
+            assert abs(len(mine) - share * len(all_of_kind)) <= 0.5
+        first = changed(name).episode == kept[0]
+        np.testing.assert_array_equal(
+            changed(name).obs[first], mixed().obs[mixed().episode == kept[0]]
+        )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mixed_noboost", data.BOOST), ("mixed_norandom", 4)])

@@ -55,6 +55,23 @@ def test_the_peak_is_that_of_the_safest_controller_in_the_environment():
     np.testing.assert_allclose(peaks(), expected, atol=0.02)
 
 
+def test_peaks_of_many_states_are_those_of_each_ignitions_included():
+    rng = np.random.default_rng(0)
+    # Hotter and hotter, up to states that no control can hold; more than two chunks of them.
+    index = rng.integers(64, size=150)
+    state = hot().state[index] + np.float32([0, 0, 0, 0, 1]) * rng.uniform(0, 12, (150, 1))
+    state, control = jnp.asarray(state, jnp.float32), jnp.asarray(hot().control[index])
+    each = np.asarray(over_states(viability.peak_under_safest)(state, control))
+    many = np.asarray(viability.peaks_under_safest(state, control, chunk=64))
+    assert (each > 400.0).any() and (each < 356.0).any()
+    calm = each < 380.0
+    np.testing.assert_allclose(many[calm], each[calm], atol=0.01)
+    np.testing.assert_allclose(many, each, rtol=0.01)  # an ignition multiplies rounding
+    assert viability.peaks_under_safest(state[:0], control[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="chunk = 0"):
+        viability.peaks_under_safest(state, control, chunk=0)
+
+
 def test_the_committed_starts_are_doomed_where_the_margin_is_negative():
     margin = np.asarray(over_states(viability.feasible_margin)(hot().state, hot().control))
     np.testing.assert_allclose(margin, 356.0 - peaks(), atol=1e-4)
