@@ -26,7 +26,7 @@ Deviations from the paper in `default`, measured in docs/algorithms/fisor.md: sm
 without dropout and fewer updates, with larger, decaying learning rates and faster averages; one
 actor step an iteration, on the critics' rows; h is the margin in kelvin, clipped to [-10, 25]; of
 4 samples the one with the greatest Q_r among those with Q_h <= 0, and the least Q_h where there
-is none, for the safest of 16 shuts the reactor down; rewards in units of their standard deviation;
+is none, for the safest of 16 is safe and little else; rewards in units of their standard deviation;
 time-outs bootstrap; actions enter as asinh(a / std), rescaled to [-1, 1], because most are a few
 hundredths and a boost is 1. In all presets observations are standardised, rewards are clipped
 below at -20,000 first, and actions of exactly 1 are not shrunk.

@@ -67,9 +67,8 @@ TERMINAL_COLUMNS = (  # these fit into 80 characters
     "P(violation)",
     "P(runaway)",
 )
-REQUIRED = {"seed", "starts", "score", "violated", "runaway"}
-# Not in results that are older than the oracle, of which some tables can do without them.
-OF_THE_ORACLE = {
+REQUIRED = {
+    *("seed", "starts", "score", "violated", "runaway"),
     *("gap_closed", "gap_closed_median", "gap_starts"),
     *("excess_over_oracle", "excess_over_unconstrained"),
 }
@@ -86,18 +85,18 @@ class Args:
     preset: str | None = None  # full, quick or smoke; the largest there is if not given
 
 
-def read_results(folder: Path, required=frozenset(REQUIRED | OF_THE_ORACLE)) -> pd.DataFrame:
+def read_results(folder: Path) -> pd.DataFrame:
     """All finished cells of a folder, one row a seed and group of starts.
 
     A .csv without its .json is being written, and left out. Raises `ValueError` where there is
-    nothing, and for a file without the columns required.
+    nothing, and for a file without `REQUIRED` columns.
     """
     frames = []
     for path in sorted(folder.glob("*/*.csv")):
         if not path.with_suffix(".json").exists():
             continue
         frame = pd.read_csv(path)
-        missing = required - set(frame.columns)
+        missing = REQUIRED - set(frame.columns)
         if missing:
             raise ValueError(
                 f"{path} lacks the columns {', '.join(sorted(missing))}: it is of an older "
@@ -360,7 +359,7 @@ def picnn_row(cell: pd.DataFrame, scenario: str) -> dict[str, object]:
         "method": method,
         "variant": "-" if method in METHOD_ORDER else variant,
         "seeds": len(cell),
-        "gap closed": cell["gap_closed"].mean() if "gap_closed" in cell else np.nan,
+        "gap closed": cell["gap_closed"].mean(),
         "mean": score.mean(),
         "std": np.sqrt(np.mean(cell["score_std"] ** 2) + np.var(score)),
         "min": cell["worst_score"].min(),
@@ -581,8 +580,7 @@ def main(args: Args) -> None:
         )
     preset = args.preset or found[0]
     try:
-        required = REQUIRED if args.table == "picnn" else REQUIRED | OF_THE_ORACLE
-        results = read_results(args.results / preset / args.table, required)
+        results = read_results(args.results / preset / args.table)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     writers = {
