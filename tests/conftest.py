@@ -24,6 +24,13 @@ def check_signature(function):
 jaxtyping.install_import_hook("polycstr_jax", f"{__name__}.check_signature")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """What a module compiled goes with it: LLVM aborts once a process has mapped too many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked():
     """For tests of bad input: our own errors, not those of the type checker above."""

@@ -558,11 +558,10 @@ def two_habits():
 
 def test_weighted_regression_draws_from_the_weighted_mixture():
     """Odds exp(alpha_r 0.4) : 1, at expectile 0.5 (the weights' common factor does not matter)."""
-    for temperature in (0.0, 3.0):
-        config = dataclasses.replace(LEARNING, reward_temperature=temperature, expectile=0.5)
-        share = shares(*trained(config, two_habits))[0]
-        odds = np.exp(0.4 * temperature)
-        assert share == pytest.approx(odds / (1.0 + odds), abs=0.08)
+    config = dataclasses.replace(LEARNING, reward_temperature=3.0, expectile=0.5)
+    share = shares(*trained(config, two_habits))[0]
+    odds = np.exp(0.4 * 3.0)
+    assert share == pytest.approx(odds / (1.0 + odds), abs=0.08)
 
 
 def test_of_n_samples_the_least_dangerous_is_taken():
