@@ -296,20 +296,26 @@ class Value(nn.Module):
 class Denoiser(nn.Module):
     """eps_hat(a_t, s, t): learned Fourier features of t, residual blocks with layer norm."""
 
+    num_steps: int
     width: int
     num_blocks: int
     dropout: float
 
     @nn.compact
     def __call__(self, noisy, obs, t, training: bool = False):
-        """Of noisy actions (B, A), observations (B, S) and steps (B,), or one for all (1,)."""
+        """Of noisy actions (B, A), observations (B, S) and integer steps t (B,), or one for all.
+
+        The features are computed for the few steps there are, not for every row.
+        """
         std = nn.initializers.normal(FOURIER_STD)
         frequency = self.param("frequency", std, (FOURIER_FEATURES, 1))
-        phase = 2.0 * jnp.pi * t[:, None] @ frequency.T
+        phase = 2.0 * jnp.pi * jnp.arange(float(self.num_steps))[:, None] @ frequency.T
         time = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
         time = nn.Dense(TIME_WIDTH, kernel_init=glorot)(time)
         time = nn.Dense(TIME_WIDTH, kernel_init=glorot)(mish(time))
-        time = jnp.broadcast_to(time, (noisy.shape[0], TIME_WIDTH))
+        time = jnp.broadcast_to(
+            jax.nn.one_hot(t, self.num_steps) @ time, (noisy.shape[0], TIME_WIDTH)
+        )
         x = jnp.concatenate([noisy, obs, time], axis=-1)
         x = nn.Dense(self.width, kernel_init=glorot)(x)
         for _ in range(self.num_blocks):
@@ -336,14 +342,18 @@ class Gaussian(nn.Module):
 
 
 def mish(x):
-    return x * jnp.tanh(jax.nn.softplus(x))
+    """x tanh(softplus(x)), with one exponential."""
+    e = jnp.exp(jnp.minimum(x, 20.0))
+    n = e * (e + 2.0)
+    return x * n / (n + 2.0)
 
 
 def actor_network(config: Config, num_actions: int) -> nn.Module:
     """The denoiser, or the ablation's Gaussian."""
     if config.actor == "gaussian":
         return Gaussian(config.hidden, num_actions)
-    return Denoiser(config.width, config.num_blocks, config.dropout)
+    steps = config.num_diffusion_steps
+    return Denoiser(steps, config.width, config.num_blocks, config.dropout)
 
 
 def twin(config: Config, params, obs, action):
@@ -379,7 +389,7 @@ def sample(config: Config, state: State, obs, rng):
         return jnp.clip(mean + jnp.exp(log_std)[None] * noise, -1.0, 1.0)
 
     def predict_noise(x, t):
-        return actor.apply(state.actor_average, x, obs, jnp.full((1,), float(t)))
+        return actor.apply(state.actor_average, x, obs, t)
 
     return denoise(predict_noise, noise, steps_key, config.num_diffusion_steps)
 
@@ -392,6 +402,14 @@ def rank(config: Config, q, q_safety):
         return q
     safe = q_safety <= 0.0
     return jnp.where(safe.any(), jnp.where(safe, q, -jnp.inf), -q_safety)
+
+
+def candidates(config: Config, state: State, obs, rng):
+    """Of one raw observation (S,): N actions (N, A), in the networks' unit, and their Q_r and
+    Q_h (N,)."""
+    seen = jnp.tile(state.normaliser.obs(obs)[None], (config.num_samples, 1))
+    found = sample(config, state, seen, rng)
+    return found, *action_values(config, state, seen, found)
 
 
 def safety_threshold(config: Config) -> float:
@@ -496,7 +514,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         obs, action = data.obs[:1], data.action[:1]
         inputs = jnp.concatenate([obs, action], axis=-1)
         network = actor_network(config, action.shape[-1])
-        given = (obs,) if config.actor == "gaussian" else (action, obs, jnp.zeros((1,)))
+        given = (obs,) if config.actor == "gaussian" else (action, obs, 0)
         actor = network.init(keys[0], *given)
 
         def heads(key):
@@ -526,7 +544,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         product = jnp.asarray(products, jnp.float32)[t][:, None]
         noisy = jnp.sqrt(product) * action + jnp.sqrt(1.0 - product) * noise
         rngs = {"dropout": key_dropout}
-        predicted = network.apply(params, noisy, obs, t.astype(jnp.float32), True, rngs=rngs)
+        predicted = network.apply(params, noisy, obs, t, True, rngs=rngs)
         return jnp.mean(weight * jnp.sum((predicted - noise) ** 2, axis=-1))
 
     def update(state, batch, rng):
@@ -613,9 +631,8 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
 
     def policy(state):
         def act(obs, rng):
-            seen = jnp.tile(state.normaliser.obs(obs)[None], (config.num_samples, 1))
-            found = sample(config, state, seen, rng)
-            best = jnp.argmax(rank(config, *action_values(config, state, seen, found)))
+            found, q, q_safety = candidates(config, state, obs, rng)
+            best = jnp.argmax(rank(config, q, q_safety))
             return from_unit(config.action_unit, found[best][None], state.normaliser.action_std)[0]
 
         return act

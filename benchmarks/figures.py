@@ -103,6 +103,13 @@ def draw(axes, trajectory, params: EnvParams, title: str, colour: str) -> None:
     axes[-1].set_xlabel("time, h")
 
 
+def save(fig, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
+    plt.close(fig)
+    print(f"written: {path}")
+
+
 def figure(scenario: str, num_updates: int):
     """One scenario's figure."""
     _, params = polycstr_jax.make(scenario)
@@ -131,11 +138,7 @@ def figure(scenario: str, num_updates: int):
 def main(args: Args) -> None:
     check_writable(args.out)
     for scenario in polycstr_jax.SCENARIOS:
-        fig = figure(scenario, args.num_updates)
-        path = args.out / f"trajectories-{scenario}.png"
-        write_atomically(path, lambda file, fig=fig: fig.savefig(file, format="png", dpi=80))
-        plt.close(fig)
-        print(f"written: {path}")
+        save(figure(scenario, args.num_updates), args.out / f"trajectories-{scenario}.png")
 
 
 if __name__ == "__main__":

@@ -37,14 +37,13 @@ import matplotlib.pyplot as plt
 from algos import bc, fisor
 from algos.common import jitted_over_seeds, train_seeds
 from benchmarks import ground_truth, run, toys, training_sets
-from benchmarks.figures import BLUE, LABELS, RED, draw, evaluation_keys, policy_trajectory
+from benchmarks.figures import BLUE, LABELS, RED, draw, evaluation_keys, policy_trajectory, save
 from benchmarks.ground_truth import LIMIT, PLANES, SLICE_CONTROLS, slices_arrays
 from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
 from benchmarks.sections import check_folders, measure
 from benchmarks.training_speed import take_turns, training
 from polycstr_jax import data as data_module
 from polycstr_jax import evaluate, viability
-from polycstr_jax.data import write_atomically
 from polycstr_jax.env import SCENARIOS, initial_state, scenario_params, state_from_obs
 from polycstr_jax.rollout import rollout
 
@@ -191,7 +190,7 @@ def figure_toys(shown, folder: Path) -> None:
     axes[0, 0].plot([], [], color=RED, label="learned: V_h = 0")
     axes[0, 0].plot([], [], color="white", label="where it can be kept")
     axes[0, 0].legend(fontsize=8, facecolor="0.5")
-    save(fig, folder, "fisor-toys")
+    save(fig, folder / "fisor-toys.png")
 
 
 # --- The reactor ---
@@ -291,7 +290,7 @@ def figure_region(scenario: str, arrays, args: Args) -> None:
     axes[0, 0].plot([], [], color="black", lw=2, label="answer key")
     axes[0, 0].plot([], [], color=BLUE, label="V_h = 0, each seed")
     axes[0, 0].legend(fontsize=8)
-    save(fig, args.figures, f"fisor-region-{scenario}")
+    save(fig, args.figures / f"fisor-region-{scenario}.png")
 
 
 def measure_causes(args: Args) -> list[dict]:
@@ -338,7 +337,7 @@ def figure_trajectories(scenario: str, args: Args) -> None:
         draw(axes[:, column], trajectory, params, title, BLUE)
     for axis, label in zip(axes[:, 0], LABELS, strict=True):
         axis.set_ylabel(label)
-    save(fig, args.figures, f"fisor-trajectories-{scenario}")
+    save(fig, args.figures / f"fisor-trajectories-{scenario}.png")
 
 
 def causes_of(algorithm, state, scenario: str, kind: str) -> dict[str, int]:
@@ -398,9 +397,7 @@ def judge(config, params, state, obs, keys):
     so; and which is taken (E,)."""
 
     def one(obs, key):
-        seen = jnp.tile(state.normaliser.obs(obs)[None], (config.num_samples, 1))
-        inner = fisor.sample(config, state, seen, key)
-        q, q_safety = fisor.action_values(config, state, seen, inner)
+        inner, q, q_safety = fisor.candidates(config, state, obs, key)
         actions = fisor.from_unit(config.action_unit, inner, state.normaliser.action_std)
         margin = jax.vmap(lambda a: viability.action_margin(*state_from_obs(obs), a, params))
         taken = jnp.argmax(fisor.rank(config, q, q_safety))
@@ -523,13 +520,6 @@ def closed_loop(policy, state):
 
 
 # --- Files ---
-
-
-def save(fig, folder: Path, name: str) -> None:
-    path = folder / f"{name}.png"
-    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
-    plt.close(fig)
-    rich.print(f"written: {path}")
 
 
 def main(args: Args) -> None:

@@ -174,21 +174,22 @@ def verdict(found: stats.Interval) -> str:
     return "yes" if found.high < 0.0 else "no" if found.low > 0.0 else "open"
 
 
-def missing(results: pd.DataFrame, preset: str) -> list[str]:
-    """Trained cells that the suite has and the folder does not, the variants for an accelerator,
-    and CPQ, as `scenario-dataset/method@variant`; what is absent everywhere by `method@variant`."""
-    columns = (results[name] for name in ("scenario", "dataset", "method", "variant"))
-    there = set(zip(*columns, strict=True))
-    anywhere = {key[2:] for key in there}
+def missing(results: pd.DataFrame) -> list[str]:
+    """What the suite trains at its full size and the results lack, the variants for an accelerator
+    and CPQ included, as `method@variant`, with the scenario and data set where it is there for
+    others."""
+    keys = ["method", "variant", "scenario", "dataset"]
+    there = set(results[keys].itertuples(index=False, name=None))
+    anywhere = {key[:2] for key in there}
     wanted = [("cpq", "default"), *(("fisor", variant) for variant in ON_AN_ACCELERATOR)]
     absent = [f"{m}@{v}" for m, v in wanted if (m, v) not in anywhere]
-    for cell in plan_cells(SUITES["fisor"].presets[preset], "fisor"):
+    for cell in plan_cells(SUITES["fisor"].presets["full"], "fisor"):
         if cell.algorithm_config is not None:
-            key = (cell.scenario, cell.dataset, cell.method, cell.variant)
-            if key[2:] not in anywhere:
-                absent.append(f"{cell.method}@{cell.variant}")
-            elif key not in there:
-                absent.append(cell.name)
+            name = f"{cell.method}@{cell.variant}"
+            if (cell.method, cell.variant) not in anywhere:
+                absent.append(name)
+            elif (cell.method, cell.variant, cell.scenario, cell.dataset) not in there:
+                absent.append(f"{name} ({cell.scenario}, {cell.dataset})")
     return list(dict.fromkeys(absent))
 
 

@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 import polycstr_jax
 from algos.common import load_training_data
 from benchmarks.conditions import Condition
-from benchmarks.figures import BLUE, GREY, LABELS, RED, draw
+from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, save
 from benchmarks.references import replay, roll, solve_all
 from benchmarks.run import (
     METHODS,
@@ -573,18 +573,11 @@ def slices(args) -> list[dict]:
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("temperature, K: feasible below the line")
     axes[0].legend(fontsize=8)
-    save(fig, args.figures, "feasible-set")
+    save(fig, args.figures / "ground-truth-feasible-set.png")
     return rows
 
 
 # --- Figures and files ---
-
-
-def save(fig, folder: Path, name: str) -> None:
-    path = folder / f"ground-truth-{name}.png"
-    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
-    plt.close(fig)
-    rich.print(f"written: {path}")
 
 
 def figure_plans(folder: Path) -> None:
@@ -601,7 +594,7 @@ def figure_plans(folder: Path) -> None:
             axis[0].set_xlim(0, 30)
     for axis, label in zip(axes[:, 0], LABELS, strict=True):
         axis.set_ylabel(label)
-    save(fig, folder, "plans")
+    save(fig, folder / "ground-truth-plans.png")
 
 
 def figure_price(rows, folder: Path) -> None:
@@ -614,7 +607,7 @@ def figure_price(rows, folder: Path) -> None:
     axis.set_ylabel("price, % of the unconstrained cost")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.25)
-    save(fig, folder, "price")
+    save(fig, folder / "ground-truth-price.png")
 
 
 def figure_horizon(rows, folder: Path) -> None:
@@ -634,7 +627,7 @@ def figure_horizon(rows, folder: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0].set_ylim(-20, 105)
     axes[0].legend(fontsize=8)
-    save(fig, folder, "horizon")
+    save(fig, folder / "ground-truth-horizon.png")
 
 
 def main(args: Args) -> None:

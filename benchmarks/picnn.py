@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 from algos import bc, iql, picnn
 from algos.common import action_units, load_training_data, track_obs, train_seeds
 from benchmarks.constants import is_doomed
-from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, policy_trajectory
+from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, policy_trajectory, save
 from benchmarks.run import software
 from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate
@@ -493,14 +493,6 @@ def act_on_all(policy, state, obs):
 # --- Figures ---
 
 
-def save(fig, folder: Path, name: str) -> None:
-    """Write a figure atomically, `picnn-<name>.png`."""
-    path = folder / f"picnn-{name}.png"
-    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
-    plt.close(fig)
-    rich.print(f"written: {path}")
-
-
 def figure_trajectories(scenario: str, algorithms, states):
     """Median and 5 to 95 % band over the nominal starts, seed 0 of each method."""
     params = scenario_params(scenario)
@@ -742,8 +734,8 @@ def diagnose(methods, bases, models, figures: Path, scenarios) -> dict[str, list
         states = models[scenario, "discounted", "PICNN"]
         for name, value in correction_quality(default, states, trajectory, scales).items():
             quality.setdefault(name, {"quantity": name})[scenario] = float(value)
-    save(figure_scatter(pairs), figures, "prediction")
-    save(figure_gradients(drawn), figures, "gradients")
+    save(figure_scatter(pairs), figures / "picnn-prediction.png")
+    save(figure_gradients(drawn), figures / "picnn-gradients.png")
     return {
         "R^2 on 100 fresh episodes, mean over seeds (paper: PICNN 0.73, standard 0.99)": fits,
         "Hessian in the action, standardised cost and action": hessians,
@@ -765,7 +757,7 @@ def roll_out(methods, bases, models, figures: Path, scenarios):
             for name in methods
         }
         fig = figure_trajectories(scenario, methods, states)
-        save(fig, figures, f"trajectories-{scenario}")
+        save(fig, figures / f"picnn-trajectories-{scenario}.png")
 
         def on(name, starts, scenario=scenario, states=states):
             return on_starts(methods[name], states[name], scenario, starts)
@@ -790,8 +782,8 @@ def roll_out(methods, bases, models, figures: Path, scenarios):
                         "runaway": float(metrics.runaway.mean()),
                     }
                 )
-    save(figure_distributions(scores), figures, "distributions")
-    save(figure_stress(stress), figures, "stress")
+    save(figure_distributions(scores), figures / "picnn-distributions.png")
+    save(figure_stress(stress), figures / "picnn-stress.png")
     return stress
 
 
@@ -836,7 +828,7 @@ def main(args: Args) -> None:
     say("tuning of K, eta and gate")
     grids = tune(bases, models, scenarios)
     seconds = decision_seconds()
-    save(figure_sweep(grids["default"], seconds), args.figures, "sweep")
+    save(figure_sweep(grids["default"], seconds), args.figures / "picnn-sweep.png")
     budget = f"{len(GRID_STEPS) * len(GRID_ETA) * len(GRID_GATE)} settings of K, eta and gate"
     budget += f" (paper: {len(GRID_STEPS) * len(PAPER_ETA)} of K and eta)"
     tables[f"Best of {budget}, mean score on the tune starts, all scenarios, BC+ and IQL+"] = [

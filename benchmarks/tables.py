@@ -530,7 +530,7 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
     columns = {name: fisor_tables.COLUMNS[name] for name in shown}
     for (scenario, name), rows in found.groupby(["scenario", "condition"], sort=False):
         print_table(f"{scenario}, {name}", rows, columns)
-    absent = fisor_tables.missing(results, preset)
+    absent = fisor_tables.missing(results)
     not_run = [f"Not run: {', '.join(absent)}."] if absent else []
     text = "\n\n".join([rules(), fisor_tables.HEADER, *not_run, provenance_line(results, preset)])
     rich.print(text)

@@ -263,6 +263,29 @@ def test_samples_stay_in_the_box():
     assert float(jnp.abs(wild).max()) == 1.0
 
 
+def test_mish_and_its_slope():
+    x = jnp.asarray([-1e4, -30.0, -3.0, -0.1, 0.0, 0.5, 4.0, 19.0, 21.0, 1e4])
+    expected = lambda x: x * jnp.tanh(jnp.logaddexp(x, 0.0))  # noqa: E731
+    np.testing.assert_allclose(fisor.mish(x), expected(x), rtol=1e-5, atol=1e-6)
+    slopes = [jax.vmap(jax.grad(f))(x) for f in (fisor.mish, expected)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-6)
+
+
+def test_the_denoiser_knows_which_step_it_is_at():
+    """Rows of many steps at once are those of each step for all rows, and steps differ."""
+    network = fisor.Denoiser(num_steps=5, width=8, num_blocks=1, dropout=0.0)
+    noisy, obs = jax.random.normal(jax.random.key(0), (2, 10, 3))
+    params = network.init(jax.random.key(1), noisy, obs, 0)
+    alone = jnp.stack([network.apply(params, noisy, obs, t) for t in range(5)])
+    t = jnp.arange(10) % 5
+    np.testing.assert_allclose(network.apply(params, noisy, obs, t), alone[t, jnp.arange(10)])
+    # The features: sines and cosines of 2 pi t W, at the step's own number.
+    first = dict(params["params"], frequency=jnp.full((32, 1), 0.25))  # a quarter turn a step
+    turned = [network.apply({"params": first}, noisy, obs, t) for t in range(5)]
+    np.testing.assert_allclose(turned[0], turned[4], rtol=1e-4, atol=1e-4)
+    assert all(np.abs(turned[0] - turned[t]).max() > 1e-3 for t in (1, 2, 3))
+
+
 # --- What an update moves, and what moves it ---
 
 PARTS = {

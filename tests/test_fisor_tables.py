@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import fisor_tables
+from algos import fisor
+from benchmarks import fisor_tables, training_sets
+from benchmarks.run import ELSEWHERE, ON_AN_ACCELERATOR, SUITES, plan_cells
 from benchmarks.tables import markdown_table
+from polycstr_jax import SCENARIOS
 
 
 def cell(method, variant, violated, score, dataset="mixed", scenario="startup", num=8):
@@ -86,11 +89,11 @@ def test_comparisons_say_who_violates_less():
 
 
 def test_what_was_not_run_is_named():
-    missing = fisor_tables.missing(RESULTS, "quick")
+    missing = fisor_tables.missing(RESULTS)
     assert {"fisor@paper", "fisor@first-commit", "fisor@tau-0.5", "cpq@default"} <= set(missing)
     assert not {"fisor@default", "fisor@n-1"} & set(missing)
-    there = {"startup-mixed/fisor@n-1", "startup-mixed10/fisor@default"}
-    elsewhere = {"grade_up-mixed/fisor@n-1", "startup-mixed50/fisor@default"}
+    there = {"fisor@n-1 (startup, mixed)", "fisor@default (startup, mixed10)"}
+    elsewhere = {"fisor@n-1 (grade_up, mixed)", "fisor@default (startup, mixed50)"}
     assert elsewhere <= set(missing) and not there & set(missing)
 
 
@@ -119,3 +122,18 @@ def test_the_markdown_marks_the_papers_table_as_another_benchmark():
     text = fisor_tables.markdown(found, compared, "text", markdown_table)
     assert "another benchmark" in text and "| CarButton1 |" in text.replace("  ", " ")
     assert "## startup, nominal" in text and "| fisor | no-hj-2 | mixed |" in text
+
+
+def test_quick_trains_everything_in_startup_and_the_main_variants_elsewhere():
+    cells = {c.name: c for c in plan_cells(SUITES["fisor"].presets["quick"], "fisor")}
+    trained = {name for name, c in cells.items() if c.algorithm_config is not None}
+    for scenario in ("grade_down", "grade_up"):
+        assert {n for n in trained if n.startswith(scenario)} == {
+            *(f"{scenario}-mixed/fisor@{variant}" for variant in ELSEWHERE),
+            *(f"{scenario}-mixed/{method}@default" for method in ("bc", "iql")),
+        }
+    variants = set(fisor.PRESETS) - set(ON_AN_ACCELERATOR)
+    assert {f"startup-mixed/fisor@{variant}" for variant in variants} <= trained
+    assert {f"startup-{name}/fisor@default" for name in training_sets.NAMES[1:]} <= trained
+    full = {c.name for c in plan_cells(SUITES["fisor"].presets["full"], "fisor")}
+    assert set(cells) < full and {f"{s}-mixed10/bc@default" for s in SCENARIOS} <= full
