@@ -169,6 +169,7 @@ def measure_toys(args: Args) -> list[dict]:
                 if name == next(iter(TOY_SETTINGS)):
                     shown.append((f"{problem}, {title}", found[0], feasible, shape, extent))
             rich.print(rows[-1])
+            jax.clear_caches()  # LLVM aborts once a process has mapped too many programs
     figure_toys(shown, args.figures)
     return rows
 
@@ -450,6 +451,7 @@ def measure_tuning(args: Args) -> list[dict]:
                     }
                 )
                 rich.print(rows[-1])
+            jax.clear_caches()
     return rows
 
 

@@ -79,6 +79,16 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatc
     assert json.loads(description.read_text())["hash"] == info["hash"]
 
 
+def test_what_a_trained_cell_compiled_is_freed_with_it(tmp_path, monkeypatch):
+    cells = {cell.method: cell for cell in run.plan_cells(run.PRESETS["smoke"])}
+    found, freed = run.run_reference(cells["zero"]), []
+    monkeypatch.setattr(run, "run_reference", lambda cell: found)
+    monkeypatch.setattr(run, "run_algorithm", lambda cell: found)
+    monkeypatch.setattr(jax, "clear_caches", lambda: freed.append(True))
+    run.main(run.Args("smoke", out=tmp_path, only=("zero", "bc", "bc+")))
+    assert len(freed) == 2
+
+
 def test_an_interrupted_cell_leaves_nothing_half_written(tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
