@@ -247,8 +247,8 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "return on the tune starts, whatever it does to the limit, pi_safe the best of those that "
         "violate it least, pi_median the median; step, the open-loop step. The other methods were "
         "tuned on the tune starts as their pages in docs/algorithms say: BC 5 variants, IQL 5 "
-        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 10 settings, "
-        "two of them acting in 5 ways.",
+        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 11 settings, most "
+        "in start-up only, in 7 ways of choosing an action.",
         provenance_line(results, preset),
     ]
     return "\n\n".join(lines)
@@ -531,7 +531,7 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
     for (scenario, name), rows in found.groupby(["scenario", "condition"], sort=False):
         print_table(f"{scenario}, {name}", rows, columns)
     absent = fisor_tables.missing(results)
-    not_run = [f"Not run: {', '.join(absent)}."] if absent else []
+    not_run = [f"Not run: {'; '.join(absent)}."] if absent else []
     text = "\n\n".join([rules(), fisor_tables.HEADER, *not_run, provenance_line(results, preset)])
     rich.print(text)
     write_all(
