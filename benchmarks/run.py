@@ -695,9 +695,8 @@ def main(args: Args) -> None:
                     for row in to_rows(cell, condition, results[condition.name])
                 ]
                 write_cell(folder, cell, rows, seconds)
-                if (
-                    cell.method in METHODS
-                ):  # LLVM aborts when a process has mapped too many programs
+                # LLVM aborts once a process has mapped too many programs.
+                if cell.method in METHODS:
                     jax.clear_caches()
             progress.advance(task)
     rich.print(f"results: {folder}")

@@ -242,13 +242,13 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
         "pi_tuned, tuned for the scenario (30,720 candidates on 32 starts, the best 128 and 2,560 "
-        "more on 256), pi_tuned_all, one "
-        "controller for all three; of the 100 PI controllers of the data, pi_best has the best "
-        "return on the tune starts, whatever it does to the limit, pi_safe the best of those that "
-        "violate it least, pi_median the median; step, the open-loop step. The other methods were "
-        "tuned on the tune starts as their pages in docs/algorithms say: BC 5 variants, IQL 5 "
-        "(start-up only), the layer of bc+ and iql+ 48 settings and 12 options, FISOR 11 settings, most "
-        "in start-up only, in 7 ways of choosing an action.",
+        "more on 256), pi_tuned_all, one controller for all three; of the 100 PI controllers of "
+        "the data, pi_best has the best return on the tune starts, whatever it does to the limit, "
+        "pi_safe the best of those that violate it least, pi_median the median; step, the "
+        "open-loop step. The other methods were tuned on the tune starts as their pages in "
+        "docs/algorithms say: BC 5 variants, IQL 5 (start-up only), the layer of bc+ and iql+ 48 "
+        "settings and 12 options, FISOR 11 settings, 8 in start-up, 4 in grade-down, 1 in "
+        "grade-up, and 7 ways of choosing an action.",
         provenance_line(results, preset),
     ]
     return "\n\n".join(lines)

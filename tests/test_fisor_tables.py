@@ -80,7 +80,7 @@ def test_comparisons_say_who_violates_less():
     assert bc["P(violation)"] == pytest.approx(0.125 - 0.5) and bc["fewer violations"] == "yes"
     assert bc["mean reward"] == pytest.approx(0.2)
     assert found.loc[("fisor", "no-hj-2"), "fewer violations"] == "open"
-    assert ("fisor", "n-1") not in found.index  # not a claim
+    assert ("fisor", "default") not in found.index  # not against itself
     # Paired: a constant difference of variants of FISOR has no spread; of BC it has.
     assert found.loc[("fisor", "no-hj-2"), "mean reward, interval"] == "[0.100, 0.100]"
     assert bc["mean reward, interval"] != "[0.200, 0.200]"
