@@ -74,7 +74,8 @@ def test_the_programme_has_the_solution_that_scipy_finds(seed, double):
     assert bool(solved) and reference.success
     assert slack(stages, np.asarray(v)).min() > -1e-8
     assert slack(stages, np.asarray(v)).min() < 1e-5  # some inequality is active
-    np.testing.assert_allclose(v, reference.x.reshape(shape), atol=2e-5)
+    # SLSQP's own error; v is of the order of 10.
+    np.testing.assert_allclose(v, reference.x.reshape(shape), rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(objective(stages, np.asarray(v)), reference.fun, rtol=1e-7)
     np.testing.assert_allclose(z, unroll(stages, np.asarray(v))[1:], atol=1e-9)
 
@@ -200,7 +201,8 @@ def test_scipy_finds_the_same_plan(double):
             },
             scipy.optimize.LinearConstraint(cumulative, low - in_force, high - in_force),
         ],
-        options={"ftol": 1e-9, "maxiter": 300},
+        # Of a cost of 3,600; finer than what is asked below, coarser than the integrator's noise.
+        options={"ftol": 1e-5, "maxiter": 300},
     )
     assert reference.success
     np.testing.assert_allclose(constrained().cost[0], reference.fun, rtol=1e-4)
