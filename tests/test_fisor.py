@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from algos import fisor
 from algos.common import sample_batch
-from polycstr_jax.data import Normaliser, TrainingData
+from tests.made_up import noise, transitions
 
 GAMMA = 0.99
 SMALL = fisor.Config(
@@ -25,47 +25,6 @@ SMALL = fisor.Config(
     batch_size=16,
     num_updates=100,
 )
-
-
-def transitions(obs, action, cost, next_obs, *, constraint=None, reward=None, ended=False):
-    """A data set of standardised observations (N, S), none of it in need of scaling."""
-    num = obs.shape[0]
-    cost = jnp.broadcast_to(jnp.asarray(cost, jnp.float32), (num,))
-    return TrainingData(
-        obs=obs,
-        action=action,
-        reward=jnp.zeros(num) if reward is None else reward,
-        cost=cost,
-        constraint=jnp.where(cost > 0, 0.5, -0.5) if constraint is None else constraint,
-        next_obs=next_obs,
-        terminated=jnp.broadcast_to(jnp.asarray(ended), (num,)),
-        truncated=jnp.zeros(num, bool),
-        tracking_cost=jnp.zeros(num),
-        normaliser=Normaliser(
-            obs_mean=jnp.zeros(obs.shape[1]),
-            obs_std=jnp.ones(obs.shape[1]),
-            action_mean=jnp.zeros(action.shape[1]),
-            action_std=jnp.full(action.shape[1], 0.2),
-            action_low=action.min(axis=0),
-            action_high=action.max(axis=0),
-            reward_std=jnp.ones(()),
-        ),
-    )
-
-
-@functools.cache
-def noise():
-    """Transitions without meaning: 400 of them, a tenth violating, some ended, some cut."""
-    keys = jax.random.split(jax.random.key(7), 6)
-    data = transitions(
-        jax.random.normal(keys[0], (400, 9)),
-        jax.random.uniform(keys[1], (400, 2), minval=-1.0),
-        jax.random.uniform(keys[2], (400,)) < 0.1,
-        jax.random.normal(keys[3], (400, 9)),
-        reward=jax.random.normal(keys[4], (400,)),
-        ended=jax.random.uniform(keys[5], (400,)) < 0.2,
-    )
-    return data._replace(truncated=jnp.arange(400) % 100 == 99)
 
 
 @functools.cache

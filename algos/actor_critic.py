@@ -1,0 +1,172 @@
+"""What the off-policy actor-critics share: a squashed Gaussian, twin critics, a VAE of the data's
+actions, one step of Adam on one part, checks. So that a policy and its critics can be handed from
+one algorithm to another, all of them have these networks."""
+
+from typing import Any, Literal, get_origin, get_type_hints
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from algos.common import MLP, check_choice
+
+LOG_STD_RANGE = (-20.0, 2.0)
+CODE_LOG_STD_RANGE = (-4.0, 15.0)
+NEARLY_ONE = 0.999  # arctanh of an action on the edge is infinite
+ActionUnit = Literal["asinh", "box"]
+Timeouts = Literal["bootstrap", "terminal"]
+
+
+# --- Networks ---
+
+
+class SquashedActor(nn.Module):
+    """A Gaussian before tanh: mean and log standard deviation (B, A) of observations (B, S).
+
+    ReLU after every layer, the last hidden one included, and two linear heads.
+    """
+
+    hidden: tuple[int, ...]
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, obs):
+        for width in self.hidden:
+            obs = nn.relu(nn.Dense(width)(obs))
+        mean, log_std = nn.Dense(self.num_actions)(obs), nn.Dense(self.num_actions)(obs)
+        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+
+
+class VAE(nn.Module):
+    """Of actions (B, A) in [-1, 1] given observations (B, S), with a code of 2 A entries."""
+
+    hidden: tuple[int, ...]
+    num_actions: int
+
+    def setup(self):
+        self.encoder = MLP(self.hidden, 4 * self.num_actions)
+        self.decoder = MLP(self.hidden, self.num_actions)
+
+    def encode(self, obs, action):
+        """Mean and log standard deviation (B, 2 A) of the code."""
+        out = self.encoder(jnp.concatenate([obs, action], axis=-1))
+        mean, log_std = jnp.split(out, 2, axis=-1)
+        return mean, jnp.clip(log_std, *CODE_LOG_STD_RANGE)
+
+    def decode(self, obs, code):
+        """Actions (B, A) before tanh."""
+        return self.decoder(jnp.concatenate([obs, code], axis=-1))
+
+    def __call__(self, obs, action, noise):
+        """Reconstruction (B, A), and mean and log standard deviation (B, 2 A) of the code."""
+        mean, log_std = self.encode(obs, action)
+        code = mean + jnp.exp(log_std) * noise
+        return jnp.tanh(self.decode(obs, code)), mean, log_std
+
+
+def heads(network: MLP, obs, action, rng):
+    """Parameters of two critics, leading axis 2, for inputs as obs (B, S) and action (B, A)."""
+    inputs = jnp.concatenate([obs, action], axis=-1)
+    return jax.vmap(lambda key: network.init(key, inputs))(jax.random.split(rng))
+
+
+def twin_values(network: MLP, params, obs, action):
+    """Both heads (2, B) of a critic whose parameters have a leading axis of 2."""
+    inputs = jnp.concatenate([obs, action], axis=-1)
+    return jax.vmap(lambda p: network.apply(p, inputs)[..., 0])(params)
+
+
+# --- The mathematics ---
+
+
+def to_unit(unit: ActionUnit, action, std):
+    """Actions (N, A) as networks see them, in [-1, 1] as before; `std` (A,) of the data's.
+
+    `asinh`: asinh(a / std), rescaled, for most actions are a few hundredths and a boost is 1.
+    """
+    if unit == "box":
+        return action
+    return jnp.arcsinh(action / std[None]) / jnp.arcsinh(1.0 / std)[None]
+
+
+def from_unit(unit: ActionUnit, inner, std):
+    """The inverse of `to_unit`; the clip is for rounding."""
+    if unit == "box":
+        return inner
+    return jnp.clip(std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None]), -1.0, 1.0)
+
+
+def squashed_sample(mean, log_std, rng):
+    """tanh of a Gaussian's samples (B, A), and the logarithm of their density (B,).
+
+    log(1 - tanh(u)^2) as 2 (log 2 - u - softplus(-2 u)): no logarithm of 0 where tanh is 1.
+    """
+    noise = jax.random.normal(rng, mean.shape, mean.dtype)
+    u = mean + jnp.exp(log_std) * noise
+    normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2.0 * jnp.pi)
+    slope = 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+    return jnp.tanh(u), jnp.sum(normal - slope, axis=-1)
+
+
+def squashed_log_density(mean, log_std, action):
+    """Logarithm (B,) of the density of actions (B, A) in [-1, 1]; beyond 0.999 as at 0.999."""
+    action = jnp.clip(action, -NEARLY_ONE, NEARLY_ONE)
+    error = (jnp.arctanh(action) - mean) * jnp.exp(-log_std)
+    normal = -0.5 * error**2 - log_std - 0.5 * jnp.log(2.0 * jnp.pi)
+    return jnp.sum(normal - jnp.log1p(-(action**2)), axis=-1)
+
+
+def kl_to_prior(mean, log_std):
+    """KL of N(mean, std^2) from N(0, 1), mean over the code's entries: (..., Z) -> (...)."""
+    return -0.5 * jnp.mean(1.0 + 2.0 * log_std - mean**2 - jnp.exp(2.0 * log_std), axis=-1)
+
+
+def vae_loss(network: VAE, params, obs, action, rng, kl_weight: float):
+    """Mean squared error of the reconstruction plus the weighted divergence of the code from its
+    prior; and that divergence, near 0 where the code has collapsed and says nothing."""
+    noise = jax.random.normal(rng, (action.shape[0], 2 * action.shape[1]))
+    found, mean, log_std = network.apply(params, obs, action, noise)
+    divergence = jnp.mean(kl_to_prior(mean, log_std))
+    return jnp.mean((found - action) ** 2) + kl_weight * divergence, divergence
+
+
+def discounted_limit(limit: float, discount: float, horizon: int) -> float:
+    """Discounted cost from any step on, if `limit` is spread evenly over the horizon."""
+    return limit * (1.0 - discount**horizon) / ((1.0 - discount) * horizon)
+
+
+# --- Training and acting ---
+
+
+def descend(optimise, part: str, loss, params, opt_state) -> tuple[Any, Any, jax.Array, Any]:
+    """One step on one part of a NamedTuple of parameters, of whose form `optimise` and
+    `opt_state` are, too; `loss(the part's parameters) -> loss, more`."""
+    own = getattr(params, part)
+    (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(own)
+    change, moments = getattr(optimise, part).update(gradient, getattr(opt_state, part))
+    moved = optax.apply_updates(own, change)
+    return params._replace(**{part: moved}), opt_state._replace(**{part: moments}), value, more
+
+
+def mean_action(unit: ActionUnit, actor: SquashedActor, params, normaliser, obs):
+    """The action (A,) of the mean, for one raw observation (S,)."""
+    mean, _ = actor.apply(params, normaliser.obs(obs)[None])
+    return from_unit(unit, jnp.tanh(mean), normaliser.action_std)[0]
+
+
+# --- Checks ---
+
+
+def check_choices(config) -> None:
+    """`ValueError` for a field with a `Literal` as type that has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(config, name), kind)
+
+
+def check_range(config, names, allowed: str, holds) -> None:
+    """`ValueError` naming a setting for which `holds` does not, its value and what is allowed."""
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} = {getattr(config, name)}; allowed: {allowed}.")
