@@ -1,21 +1,19 @@
 """What the off-policy actor-critics share: a squashed Gaussian, twin critics, a VAE of the data's
-actions, one step of Adam on one part, checks. So that a policy and its critics can be handed from
+actions, one step of Adam on one part. So that a policy and its critics can be handed from
 one algorithm to another, all of them have these networks."""
 
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from algos.common import MLP, check_choice
+from algos.common import MLP, ActionUnit, from_unit
 
 LOG_STD_RANGE = (-20.0, 2.0)
 CODE_LOG_STD_RANGE = (-4.0, 15.0)
 NEARLY_ONE = 0.999  # arctanh of an action on the edge is infinite
-ActionUnit = Literal["asinh", "box"]
-Timeouts = Literal["bootstrap", "terminal"]
 
 
 # --- Networks ---
@@ -80,23 +78,6 @@ def twin_values(network: MLP, params, obs, action):
 # --- The mathematics ---
 
 
-def to_unit(unit: ActionUnit, action, std):
-    """Actions (N, A) as networks see them, in [-1, 1] as before; `std` (A,) of the data's.
-
-    `asinh`: asinh(a / std), rescaled, for most actions are a few hundredths and a boost is 1.
-    """
-    if unit == "box":
-        return action
-    return jnp.arcsinh(action / std[None]) / jnp.arcsinh(1.0 / std)[None]
-
-
-def from_unit(unit: ActionUnit, inner, std):
-    """The inverse of `to_unit`; the clip is for rounding."""
-    if unit == "box":
-        return inner
-    return jnp.clip(std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None]), -1.0, 1.0)
-
-
 def squashed_sample(mean, log_std, rng):
     """tanh of a Gaussian's samples (B, A), and the logarithm of their density (B,).
 
@@ -131,11 +112,6 @@ def vae_loss(network: VAE, params, obs, action, rng, kl_weight: float):
     return jnp.mean((found - action) ** 2) + kl_weight * divergence, divergence
 
 
-def discounted_limit(limit: float, discount: float, horizon: int) -> float:
-    """Discounted cost from any step on, if `limit` is spread evenly over the horizon."""
-    return limit * (1.0 - discount**horizon) / ((1.0 - discount) * horizon)
-
-
 # --- Training and acting ---
 
 
@@ -153,20 +129,3 @@ def mean_action(unit: ActionUnit, actor: SquashedActor, params, normaliser, obs)
     """The action (A,) of the mean, for one raw observation (S,)."""
     mean, _ = actor.apply(params, normaliser.obs(obs)[None])
     return from_unit(unit, jnp.tanh(mean), normaliser.action_std)[0]
-
-
-# --- Checks ---
-
-
-def check_choices(config) -> None:
-    """`ValueError` for a field with a `Literal` as type that has another value."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal:
-            check_choice(name, getattr(config, name), kind)
-
-
-def check_range(config, names, allowed: str, holds) -> None:
-    """`ValueError` naming a setting for which `holds` does not, its value and what is allowed."""
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: {allowed}.")

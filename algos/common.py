@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,8 @@ class MLP(nn.Module):
 
 LAYER_KEY = 1  # folded into a seed's key for a layer: the key itself trains its base
 Track = Literal["default", "published"]
+ActionUnit = Literal["asinh", "box"]
+Timeouts = Literal["bootstrap", "terminal"]
 
 
 def check_choice(name: str, value, choices) -> None:
@@ -65,9 +67,21 @@ def check_choice(name: str, value, choices) -> None:
 
 def check_counts(config) -> None:
     """`ValueError` naming a number of updates or a batch size below 1."""
-    for name in ("num_updates", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} = {getattr(config, name)}; allowed: 1 or more.")
+    check_range(config, ("num_updates", "batch_size"), "1 or more", lambda x: x >= 1)
+
+
+def check_choices(config) -> None:
+    """`ValueError` for a field with a `Literal` as type that has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(config, name), kind)
+
+
+def check_range(config, names, allowed: str, holds) -> None:
+    """`ValueError` naming a setting for which `holds` does not, its value and what is allowed."""
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} = {getattr(config, name)}; allowed: {allowed}.")
 
 
 def track_obs(track: Track, obs):
@@ -91,9 +105,31 @@ def action_units(track: Track, normaliser):
     return normaliser.action_mean, normaliser.action_std
 
 
+def to_unit(unit: ActionUnit, action, std):
+    """Actions (N, A) as networks see them, in [-1, 1] as before; `std` (A,) of the data's.
+
+    `asinh`: asinh(a / std), rescaled, for most actions are a few hundredths and a boost is 1.
+    """
+    if unit == "box":
+        return action
+    return jnp.arcsinh(action / std[None]) / jnp.arcsinh(1.0 / std)[None]
+
+
+def from_unit(unit: ActionUnit, inner, std):
+    """The inverse of `to_unit`; the clip is for rounding."""
+    if unit == "box":
+        return inner
+    return jnp.clip(std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None]), -1.0, 1.0)
+
+
 def policy_head(track: Track, output):
     """A policy's mean in the track's units: linear, or (`published`) through tanh."""
     return jnp.tanh(output) if track == "published" else output
+
+
+def discounted_limit(limit: float, discount: float, horizon: int) -> float:
+    """Discounted cost from any step on, if `limit` is spread evenly over the horizon."""
+    return limit * (1.0 - discount**horizon) / ((1.0 - discount) * horizon)
 
 
 def sample_batch(rng, data: TrainingData, batch_size: int) -> TrainingData:

@@ -43,23 +43,29 @@ import optax
 
 from algos.actor_critic import (
     VAE,
-    ActionUnit,
     SquashedActor,
-    Timeouts,
-    check_choices,
-    check_range,
     descend,
-    discounted_limit,
     heads,
     kl_to_prior,
     mean_action,
     squashed_log_density,
     squashed_sample,
-    to_unit,
     twin_values,
     vae_loss,
 )
-from algos.common import MLP, Algorithm, check_counts, command_line, scan_updates
+from algos.common import (
+    MLP,
+    ActionUnit,
+    Algorithm,
+    Timeouts,
+    check_choices,
+    check_counts,
+    check_range,
+    command_line,
+    discounted_limit,
+    scan_updates,
+    to_unit,
+)
 from polycstr_jax.data import EPISODE_LENGTH, Normaliser
 
 Reduction = Literal["min", "mean", "max"]

@@ -36,7 +36,7 @@ Run: python algos/fisor.py --scenario startup --dataset mixed --num-seeds 8
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,16 +44,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from algos.common import Algorithm, check_choice, check_counts, command_line, scan_updates
+from algos.common import (
+    ActionUnit,
+    Algorithm,
+    Timeouts,
+    check_choices,
+    check_counts,
+    check_range,
+    command_line,
+    discounted_limit,
+    from_unit,
+    scan_updates,
+    to_unit,
+)
 from polycstr_jax.data import EPISODE_LENGTH, Normaliser
 
 Constraint = Literal["indicator", "margin"]
 Safety = Literal["reachability", "cost_value"]
 Actor = Literal["diffusion", "gaussian"]
 Objective = Literal["feasibility", "bc"]
-Timeouts = Literal["bootstrap", "terminal"]
 RewardUnit = Literal["std", "returns"]
-ActionUnit = Literal["asinh", "box"]
 Selection = Literal["safest", "reward", "reward_if_safe"]
 
 VIOLATED, SAFE = 25.0, -1.0  # h as an indicator
@@ -197,11 +207,6 @@ def reachability_backup(h, next_value, ended, discount: float):
     return jnp.where(ended, h, ongoing)
 
 
-def cost_threshold(limit: float, discount: float, horizon: int) -> float:
-    """Discounted cost from any step on, if `limit` is spread evenly over the horizon."""
-    return limit * (1.0 - discount**horizon) / ((1.0 - discount) * horizon)
-
-
 def policy_weights(config: Config, q, v, q_safety, v_safety):
     """Weights (B,) of the regression, from rewards' and safety values (B,) each.
 
@@ -242,20 +247,6 @@ def denoise(predict_noise, x, rng, num_steps: int):
             x = x + np.sqrt(beta[t]) * jax.random.normal(keys[t], x.shape, x.dtype)
         x = jnp.clip(x, -1.0, 1.0)
     return x
-
-
-def to_unit(unit: ActionUnit, action, std):
-    """Actions (N, A) as the networks see them, in [-1, 1] as before; `std` (A,) of the data's."""
-    if unit == "box":
-        return action
-    return jnp.arcsinh(action / std[None]) / jnp.arcsinh(1.0 / std)[None]
-
-
-def from_unit(unit: ActionUnit, inner, std):
-    """The inverse of `to_unit`; the clip is for rounding."""
-    if unit == "box":
-        return inner
-    return jnp.clip(std[None] * jnp.sinh(inner * jnp.arcsinh(1.0 / std)[None]), -1.0, 1.0)
 
 
 def constraint_signal(config: Config, data):
@@ -416,7 +407,7 @@ def safety_threshold(config: Config) -> float:
     """What separates feasible from infeasible values."""
     if config.safety == "reachability":
         return 0.0
-    return cost_threshold(config.cost_limit, config.discount, EPISODE_LENGTH)
+    return discounted_limit(config.cost_limit, config.discount, EPISODE_LENGTH)
 
 
 def actor_schedule(config: Config):
@@ -430,30 +421,33 @@ def actor_schedule(config: Config):
 
 def check_config(config: Config) -> None:
     """`ValueError` naming the setting, its value and what is allowed."""
-
-    def check(names, allowed: str, holds):
-        for name in names:
-            if not holds(getattr(config, name)):
-                raise ValueError(f"{name} = {getattr(config, name)}; allowed: {allowed}.")
-
     check_counts(config)
-    for name, kind in get_type_hints(Config).items():
-        if get_origin(kind) is Literal:
-            check_choice(name, getattr(config, name), kind)
+    check_choices(config)
     counts = ("num_actor_steps", "num_diffusion_steps", "num_samples", "num_blocks", "width")
-    check(counts, "1 or more", lambda x: x >= 1)
+    check_range(config, counts, "1 or more", lambda x: x >= 1)
     optional = ("critic_rows", "actor_decay_steps")
-    check(optional, "None, or 1 or more", lambda x: x is None or x >= 1)
-    check(("expectile", "safety_expectile"), "above 0, below 1", lambda x: 0.0 < x < 1.0)
-    check(("target_rate", "ema_rate"), "above 0, at most 1", lambda x: 0.0 < x <= 1.0)
-    check(("discount", "dropout"), "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
+    check_range(config, optional, "None, or 1 or more", lambda x: x is None or x >= 1)
+    check_range(
+        config, ("expectile", "safety_expectile"), "above 0, below 1", lambda x: 0.0 < x < 1.0
+    )
+    check_range(config, ("target_rate", "ema_rate"), "above 0, at most 1", lambda x: 0.0 < x <= 1.0)
+    check_range(config, ("discount", "dropout"), "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
     positive = ("learning_rate", "max_reward_weight", "max_cost_weight")
-    check(positive, "above 0", lambda x: x > 0.0)
+    check_range(config, positive, "above 0", lambda x: x > 0.0)
     temperatures = ("reward_temperature", "cost_temperature")
-    check((*temperatures, "unsafe_weight_min", "cost_limit"), "0 or more", lambda x: x >= 0.0)
+    check_range(
+        config, (*temperatures, "unsafe_weight_min", "cost_limit"), "0 or more", lambda x: x >= 0.0
+    )
     steps, size = config.num_actor_steps, config.batch_size
-    check(("batch_size",), f"a multiple of num_actor_steps = {steps}", lambda x: x % steps == 0)
-    check(("critic_rows",), f"at most batch_size = {size}", lambda x: x is None or x <= size)
+    check_range(
+        config,
+        ("batch_size",),
+        f"a multiple of num_actor_steps = {steps}",
+        lambda x: x % steps == 0,
+    )
+    check_range(
+        config, ("critic_rows",), f"at most batch_size = {size}", lambda x: x is None or x <= size
+    )
 
 
 def check_data(config: Config, data) -> None:

@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from algos.actor_critic import check_choices, check_range
+from algos.common import check_choices, check_range
 
 Rule = Literal["fixed", "dual", "adam", "pid", "apid"]
 Adaptation = Literal["paper", "released", "symmetric"]
@@ -102,7 +102,7 @@ def check(config: Controller) -> None:
 
 
 def init(config: Controller, num: int = 1, scale=1.0) -> State:
-    """Before the first call, of `num` multipliers; `scale` () or (M,) multiplies all gains."""
+    """Before the first call, of `num` multipliers; `scale` () or (M,) is the unit of lambda."""
     check(config)
     zero = jnp.zeros((num,))
     gains = (config.proportional, config.integral, config.derivative)

@@ -12,7 +12,7 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 from algos import actor_critic, cpq
-from algos.common import MLP
+from algos.common import MLP, discounted_limit
 from tests.made_up import noise, transitions
 
 SMALL = cpq.Config(
@@ -32,9 +32,7 @@ SMALL = cpq.Config(
 def test_the_limit_is_discounted_and_spread_evenly():
     table = {100: 6.34, 200: 4.33, 300: 3.17, 500: 1.99, 1000: 1.00}  # of 10, at 0.99
     for horizon, expected in table.items():
-        assert actor_critic.discounted_limit(10.0, 0.99, horizon) == pytest.approx(
-            expected, abs=5e-3
-        )
+        assert discounted_limit(10.0, 0.99, horizon) == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_density_of_a_squashed_sample_is_that_of_the_change_of_variable():
@@ -234,7 +232,7 @@ def on_the_slope(**changes):
 
 def per_episode(cost):
     """The limit of an episode that allows a discounted cost of `cost` from any step."""
-    return cost / actor_critic.discounted_limit(1.0, LEARNING.discount, 200)
+    return cost / discounted_limit(1.0, LEARNING.discount, 200)
 
 
 def test_the_code_of_an_action_that_is_not_in_the_data_is_improbable():
@@ -285,7 +283,7 @@ def test_values_of_a_loop_are_geometric_sums(limit, timeouts, ended, value, cost
     config = dataclasses.replace(
         LEARNING, discount=0.9, timeouts=timeouts, ood_scale=0.0, penalise_satisfied=False
     )
-    scale = actor_critic.discounted_limit(1.0, 0.9, 200)
+    scale = discounted_limit(1.0, 0.9, 200)
     config = dataclasses.replace(config, cost_limit=limit / scale)
     functions = cpq.make_train(config)
     params = jax.jit(functions.train)(jax.random.key(0), loop_data(ended))[0].params

@@ -13,7 +13,7 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 from algos import fisor
-from algos.common import sample_batch
+from algos.common import discounted_limit, sample_batch
 from tests.made_up import noise, transitions
 
 GAMMA = 0.99
@@ -139,7 +139,7 @@ def test_actions_come_back_from_the_networks_unit():
 
 def test_the_limit_of_the_cost_value_is_spread_over_the_horizon():
     for horizon, expected in ((1000, 1.000), (500, 1.987), (200, 4.330), (100, 6.340)):
-        assert fisor.cost_threshold(10.0, 0.99, horizon) == pytest.approx(expected, abs=5e-4)
+        assert discounted_limit(10.0, 0.99, horizon) == pytest.approx(expected, abs=5e-4)
 
 
 def test_h_is_an_indicator_or_a_margin_in_kelvin():
@@ -639,7 +639,7 @@ def test_action_values_are_the_worse_of_two_heads():
     np.testing.assert_array_equal(q_safety, np.max(heads[1], axis=0))
     cost = dataclasses.replace(SMALL, safety="cost_value", cost_limit=5.0)
     lowered = fisor.action_values(cost, state, obs, action)[1] - q_safety
-    np.testing.assert_allclose(lowered, -fisor.cost_threshold(5.0, 0.99, 200), rtol=1e-5)
+    np.testing.assert_allclose(lowered, -discounted_limit(5.0, 0.99, 200), rtol=1e-5)
 
 
 def test_the_averaged_actor_acts_without_dropout():
