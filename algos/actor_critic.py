@@ -2,7 +2,7 @@
 actions, one step of Adam on one part. So that a policy and its critics can be handed from
 one algorithm to another, all of them have these networks."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,9 @@ import optax
 
 from algos.common import MLP, ActionUnit, from_unit
 
+Reduction = Literal["min", "mean", "max"]
 LOG_STD_RANGE = (-20.0, 2.0)
 CODE_LOG_STD_RANGE = (-4.0, 15.0)
-NEARLY_ONE = 0.999  # arctanh of an action on the edge is infinite
 
 
 # --- Networks ---
@@ -69,13 +69,23 @@ def heads(network: MLP, obs, action, rng):
     return jax.vmap(lambda key: network.init(key, inputs))(jax.random.split(rng))
 
 
-def twin_values(network: MLP, params, obs, action):
-    """Both heads (2, B) of a critic whose parameters have a leading axis of 2."""
+def twin_outputs(network: MLP, params, obs, action):
+    """Both heads (2, B, M) of a critic with M outputs; its parameters have a leading axis of 2."""
     inputs = jnp.concatenate([obs, action], axis=-1)
-    return jax.vmap(lambda p: network.apply(p, inputs)[..., 0])(params)
+    return jax.vmap(lambda p: network.apply(p, inputs))(params)
+
+
+def twin_values(network: MLP, params, obs, action):
+    """Both heads (2, B) of a critic with one output."""
+    return twin_outputs(network, params, obs, action)[..., 0]
 
 
 # --- The mathematics ---
+
+
+def reduce_heads(how: Reduction, values):
+    """The least, the mean or the greatest over heads: (2, ...) -> (...)."""
+    return {"min": jnp.min, "mean": jnp.mean, "max": jnp.max}[how](values, axis=0)
 
 
 def squashed_sample(mean, log_std, rng):
@@ -88,14 +98,6 @@ def squashed_sample(mean, log_std, rng):
     normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2.0 * jnp.pi)
     slope = 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
     return jnp.tanh(u), jnp.sum(normal - slope, axis=-1)
-
-
-def squashed_log_density(mean, log_std, action):
-    """Logarithm (B,) of the density of actions (B, A) in [-1, 1]; beyond 0.999 as at 0.999."""
-    action = jnp.clip(action, -NEARLY_ONE, NEARLY_ONE)
-    error = (jnp.arctanh(action) - mean) * jnp.exp(-log_std)
-    normal = -0.5 * error**2 - log_std - 0.5 * jnp.log(2.0 * jnp.pi)
-    return jnp.sum(normal - jnp.log1p(-(action**2)), axis=-1)
 
 
 def kl_to_prior(mean, log_std):

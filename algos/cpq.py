@@ -9,27 +9,29 @@
 
 L is the cost limit of an episode, discounted and spread evenly over it. Actions of the policy that
 a conditional VAE of the data finds improbable, with a divergence of their code from the prior
-above the 0.75 quantile of the batch, are out of distribution (ood), and have to look more costly
-than the limit: that is what keeps the policy, which is given no other reason, near the data.
+above a quantile, are out of distribution (ood), and have to look more costly than the limit: that
+is what keeps the policy, which is given no other reason, near the data.
 
 The public implementation computes the penalty without gradient, with the target critic, for
 actions before tanh, and divides the sum over the improbable actions by the number of all: only
 its multiplier ever moves. `released_penalty` does the same, for comparison.
 
-Two faults of the method itself are mended in `default`. The multiplier stays above 0, so that the
-cost of improbable actions rises without end where no data hold it: it is pushed only while it is
-below 1.5 L (`penalise_satisfied`). And an actor whose actions are all called too costly has no
-gradient and stays where it is, as one does that went for the reward before the costs were learned:
-it imitates the data first (`imitation_share`). At a limit of 0 the penalty asks for nothing, and
-a cost value at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
+Three faults of the method itself are mended in `default`. An actor whose actions are all called
+too costly has no gradient and stays where it is, as one does that leaps past the limit: here such
+actions descend their cost (`way_back`), both terms in units of their mean size. The quantile is
+taken over the policy's own actions, so that a quarter of these is out of distribution however near
+the data they are: here over the data's (`ood_reference`). The multiplier stays above 0, so that the
+cost of improbable actions rises without end where no data hold it: they are pushed only while they
+are below 1.5 L (`penalise_satisfied`). At a limit of 0 the penalty asks for nothing, and a cost
+value at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
 
-Deviations from the paper: two cost critics, the greater in targets (`cost_target`); time-outs
-bootstrap, those of rewards unless `timeouts` says otherwise; observations are standardised,
-rewards in units of their standard deviation, actions enter as asinh(a / std), rescaled to [-1, 1];
-the VAE's divergence has a weight of 0.02, for at the public implementation's 0.5 a code of actions
-whose spread is below 0.35 collapses. `default` has smaller networks and batches, and cosine decay;
-it is not tuned yet, and no table has it. Presets `limit0`, `limit2`, `limit5` are `default` at that
-cost limit; the default's is 2 violating intervals an episode.
+Deviations from the paper: these three; two cost critics, the greater in targets (`cost_target`);
+time-outs bootstrap, those of rewards unless `timeouts` says otherwise; observations are
+standardised, rewards in units of their standard deviation, actions enter as asinh(a / std),
+rescaled to [-1, 1]; the VAE's divergence has a weight of 0.02, for at the public implementation's
+0.5 a code of actions whose spread is below 0.35 collapses; smaller networks and batches, and cosine
+decay. Presets `limit0`, `limit2`, `limit5` are `default` at that cost limit; the default's is 2
+violating intervals an episode.
 
 Run: python algos/cpq.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -37,18 +39,20 @@ Run: python algos/cpq.py --scenario startup --dataset mixed --num-seeds 8
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from algos.actor_critic import (
     VAE,
+    Reduction,
     SquashedActor,
     descend,
     heads,
     kl_to_prior,
     mean_action,
-    squashed_log_density,
+    reduce_heads,
     squashed_sample,
     twin_values,
     vae_loss,
@@ -68,7 +72,7 @@ from algos.common import (
 )
 from polycstr_jax.data import EPISODE_LENGTH, Normaliser
 
-Reduction = Literal["min", "mean", "max"]
+Reference = Literal["data", "policy"]
 LOG_DUAL_RANGE = (-5.0, 5.0)
 
 
@@ -76,11 +80,11 @@ LOG_DUAL_RANGE = (-5.0, 5.0)
 class Config:
     """Hyper-parameters; (OSRL) where the default is that of the public implementation."""
 
-    num_updates: int = 10_000
+    num_updates: int = 6_000
     batch_size: int = 256
     hidden: tuple[int, ...] = (128, 128)  # of actor and critics
     vae_hidden: tuple[int, ...] = (128, 128)
-    actor_rate: float = 1e-4  # (OSRL)
+    actor_rate: float = 3e-4
     critic_rate: float = 1e-3  # (OSRL)
     vae_rate: float = 1e-3  # (OSRL)
     dual_rate: float = 1e-4  # (OSRL)
@@ -91,10 +95,11 @@ class Config:
     cost_target: Reduction = "max"  # of the two cost critics
     timeouts: Timeouts = "bootstrap"
     action_unit: ActionUnit = "asinh"
-    imitation_share: float = 0.2  # of the updates, the actor's first, on the data; 0 (paper)
+    way_back: bool = True  # too costly actions descend their cost; False (paper): stay
     penalise_satisfied: bool = False  # go on raising the cost above 1.5 L; True (paper)
-    num_ood_samples: int = 10  # actions of the policy a state (OSRL)
-    ood_quantile: float = 0.75  # (OSRL)
+    num_ood_samples: int = 2  # actions of the policy a state; 10 (OSRL)
+    ood_reference: Reference = "data"  # whose quantile; "policy" (paper)
+    ood_quantile: float = 0.95  # 0.75 of the policy's (OSRL)
     ood_scale: float = 1.5  # what an improbable action has to cost, in units of L (OSRL)
     kl_weight: float = 0.02  # of the VAE; at 0.5 (OSRL) its code says nothing
     released_penalty: bool = False
@@ -106,9 +111,13 @@ PAPER = Config(  # the public implementation's sizes
     batch_size=512,
     hidden=(256, 256),
     vae_hidden=(400, 400),
+    actor_rate=1e-4,
     cosine_decay=False,
     action_unit="box",
-    imitation_share=0.0,
+    way_back=False,
+    ood_reference="policy",
+    num_ood_samples=10,
+    ood_quantile=0.75,
     kl_weight=0.5,
     penalise_satisfied=True,
 )
@@ -145,19 +154,15 @@ class State(NamedTuple):
 # --- The mathematics ---
 
 
-def reduce_heads(how: Reduction, values):
-    """The least, the mean or the greatest over heads: (2, B) -> (B,)."""
-    return {"min": jnp.min, "mean": jnp.mean, "max": jnp.max}[how](values, axis=0)
+def mean_where(chosen, x, released: bool = False):
+    """Mean of `x` (K,) where `chosen` (K,), 0 if nowhere; released: their sum over K."""
+    count = x.size if released else jnp.maximum(jnp.sum(chosen), 1)
+    return jnp.sum(jnp.where(chosen, x, 0.0)) / count
 
 
-def ood_mean(cost, divergence, quantile: float, released: bool = False):
-    """Mean of `cost` (K,) over the entries whose divergence (K,) is above its quantile.
-
-    Released: the sum over these, divided by the number of all.
-    """
-    chosen = divergence > jnp.quantile(divergence, quantile)
-    count = cost.size if released else jnp.maximum(jnp.sum(chosen), 1)
-    return jnp.sum(jnp.where(chosen, cost, 0.0)) / count
+def size(x):
+    """Mean magnitude of x (B,), () without gradient: the unit in which a loss takes x."""
+    return jax.lax.stop_gradient(jnp.mean(jnp.abs(x))) + 1e-6
 
 
 # --- The algorithm ---
@@ -173,7 +178,7 @@ def check_config(config: Config) -> None:
     positive = ("dual_rate", "cost_limit", "ood_scale", "kl_weight")
     check_range(config, positive, "0 or more", lambda x: x >= 0.0)
     check_range(config, ("target_rate",), "above 0, at most 1", lambda x: 0.0 < x <= 1.0)
-    shares = ("discount", "ood_quantile", "imitation_share")
+    shares = ("discount", "ood_quantile")
     check_range(config, shares, "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
 
 
@@ -257,18 +262,25 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         drawn = drawn.reshape(-1, mean.shape[-1])
         seen = jnp.tile(obs, (config.num_ood_samples, 1))
         divergence = kl_to_prior(*vae.apply(params.vae, seen, drawn, method=VAE.encode))
-
-        def ood_cost(part):
-            cost = values(part, seen, drawn)
-            cost = cost.min(axis=0) if config.released_penalty else cost.mean(axis=0)
-            return ood_mean(cost, divergence, config.ood_quantile, config.released_penalty)
+        usual = divergence
+        if config.ood_reference == "data":
+            usual = kl_to_prior(*vae.apply(params.vae, obs, action, method=VAE.encode))
+        improbable = divergence > jnp.quantile(usual, config.ood_quantile)
+        floor = config.ood_scale * limit
 
         def cost_loss(part):
             error = values(part, obs, action) - backup_cost[None]
-            ood = ood_cost(state.target_cost_critic if config.released_penalty else part)
-            gap = ood - config.ood_scale * limit
-            pushed = gap if config.penalise_satisfied else jnp.minimum(gap, 0.0)
-            return jnp.mean(jnp.sum(error**2, axis=0)) - jnp.exp(state.log_dual) * pushed, gap
+            fit = jnp.mean(jnp.sum(error**2, axis=0))
+            if config.released_penalty:
+                cost = values(state.target_cost_critic, seen, drawn).min(axis=0)
+                gap = pushed = mean_where(improbable, cost, released=True) - floor
+            else:
+                above = values(part, seen, drawn).mean(axis=0) - floor
+                gap = mean_where(improbable, above)
+                pushed = (
+                    gap if config.penalise_satisfied else -mean_where(improbable, nn.relu(-above))
+                )
+            return fit - jnp.exp(state.log_dual) * pushed, gap
 
         params, opt_state, loss_cost, gap = descend(
             optimise, "cost_critic", cost_loss, params, opt_state
@@ -276,16 +288,17 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
         log_dual = state.log_dual - config.dual_rate * jnp.exp(state.log_dual) * gap
         log_dual = jnp.clip(log_dual, *LOG_DUAL_RANGE)
 
-        # --- Actor: the value, where its action is within the limit; at first the data ---
+        # --- Actor: the value, where its action is within the limit ---
         def actor_loss(part):
             mean, log_std = actor.apply(part, obs)
             taken, _ = squashed_sample(mean, log_std, keys[3])
             cost = reduce_heads(config.cost_target, values(params.cost_critic, obs, taken))
             allowed = jax.lax.stop_gradient(cost <= limit)
             value = values(params.critic, obs, taken).min(axis=0)
-            likelihood = squashed_log_density(mean, log_std, action)
-            imitates = state.step < config.imitation_share * config.num_updates
-            return -jnp.mean(jnp.where(imitates, likelihood, allowed * value)), jnp.mean(allowed)
+            worth = allowed * value
+            if config.way_back:
+                worth = jnp.where(allowed, value / size(value), -cost / size(cost))
+            return -jnp.mean(worth), jnp.mean(allowed)
 
         params, opt_state, loss_actor, allowed = descend(
             optimise, "actor", actor_loss, params, opt_state
@@ -303,6 +316,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
             "actor_loss": loss_actor,
             "dual": jnp.exp(state.log_dual),
             "ood_gap": gap,
+            "improbable": jnp.mean(improbable),
             "allowed": allowed,
         }
         step = state.step + 1

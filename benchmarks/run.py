@@ -10,11 +10,11 @@ has the same hash is not run again. Cells appear whole or not at all.
 Suites: `leaderboard` (every method at its default settings); `robustness` (the same, trained on
 the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
 `picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
-targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, BC and IQL on the
+targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, BC and IQL on the
 `mixed` data, on less of it, on parts of it, and on noisy measurements).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
-the `mixed` data BC and FISOR only; of suite `fisor` all of it in start-up, and less elsewhere),
+the `mixed` data BC, IQL and FISOR only; of suite `fisor` all of it in start-up, less elsewhere),
 `full` (1,000 seeds; for an accelerator).
 
 Trained policies are kept in `.cache/trained`, by the hash of all that decides them, so that no
@@ -47,6 +47,7 @@ from flax import serialization
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import polycstr_jax
+from algos import fisor
 from algos.common import Algorithm, train_seeds
 from benchmarks import conditions, training_sets
 from benchmarks.conditions import Condition
@@ -61,6 +62,7 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "bc+": ("picnn", {"base": "bc"}),
     "iql": ("iql", {}),
     "iql+": ("picnn", {"base": "iql"}),
+    "cpq": ("cpq", {}),
     "fisor": ("fisor", {}),
 }
 OF_PI = ("bc", "bc+", "iql", "iql+")  # methods trained on the `pi` data, which know no cost
@@ -71,6 +73,8 @@ REFERENCES = (
 HORIZONS = {"horizon10": 10, "horizon2": 2}  # intervals
 NUM_RANDOM_SEEDS = 8  # of the random controller
 ON_AN_ACCELERATOR = ("paper", "first-commit")  # variants of FISOR too long for a CPU
+VARIANTS = {"fisor": tuple(fisor.PRESETS), "cpq": ("limit0", "limit2", "limit5")}  # suite fisor
+SHARED = ("common", "actor_critic", "multipliers")  # files of algos/ that others import
 DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
 
@@ -96,7 +100,7 @@ SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
     "smoke": Preset(2, 2, ("startup",), ("pi",), 20),
     "quick": Preset(
-        8, None, SCENARIOS, data.DATASETS, None, {"pi": OF_PI, "mixed": ("bc", "fisor")}
+        8, None, SCENARIOS, data.DATASETS, None, {"pi": OF_PI, "mixed": ("bc", "iql", "fisor")}
     ),
     "full": Preset(1_000, None, SCENARIOS, data.DATASETS, None),
 }
@@ -122,9 +126,12 @@ def presets_of(num_seeds: int, methods, smoke: str) -> dict[str, Preset]:
     }
 
 
-ELSEWHERE = ("default", "no-hj-2", "no-diffusion", "no-infeasible", "indicator", "safest", "n-1")
+ELSEWHERE = (
+    *("default", "no-hj-2", "no-diffusion", "no-infeasible", "indicator", "safest", "n-1"),
+    "limit2",  # CPQ
+)
 OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi"}
-OF_MIXED["mixed"] = ("bc", "iql", "fisor")
+OF_MIXED["mixed"] = ("bc", "iql", "cpq", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
 SUITES = {
@@ -245,10 +252,10 @@ def plan_methods(suite: str, methods, dataset: str):
         for method in methods:
             file, changes = METHODS[method]
             presets = importlib.import_module(f"algos.{file}").PRESETS
-            if file == "fisor":
+            if file in VARIANTS:
                 # On the changed data only as it is by default.
                 whole = suite == "fisor" and dataset == "mixed"
-                for variant in presets if whole else ("default",):
+                for variant in VARIANTS[file] if whole else ("default",):
                     too_long = variant in ON_AN_ACCELERATOR and jax.default_backend() == "cpu"
                     if not too_long:
                         yield method, variant, file, presets[variant], None
@@ -278,7 +285,8 @@ def file_hash(paths) -> str:
 def source_hash() -> str:
     """Hash of the code that all cells rest on: the package, what algorithms share, this file."""
     package = sorted(PACKAGE.glob("*.py"))
-    return file_hash([*package, REPOSITORY / "algos/common.py", REPOSITORY / "benchmarks/run.py"])
+    shared = (REPOSITORY / f"algos/{name}.py" for name in SHARED)
+    return file_hash([*package, *shared, REPOSITORY / "benchmarks/run.py"])
 
 
 def constants_hash(suite: str) -> str:

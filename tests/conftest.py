@@ -31,6 +31,14 @@ def free_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For modules that compile much and compute little: compilation takes half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def unchecked():
     """For tests of bad input: our own errors, not those of the type checker above."""

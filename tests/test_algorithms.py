@@ -12,10 +12,11 @@ import orbax.checkpoint as orbax
 import pytest
 
 import polycstr_jax
-from algos import bc, common, iql
+from algos import bc, common, cpq, iql
 from algos.common import scan_updates
 from polycstr_jax.data import Normaliser, TrainingData
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SHARED = {"__init__", "actor_critic", "common", "multipliers"}
 NAMES = sorted(
     path.stem
@@ -26,7 +27,11 @@ NUM_TRANSITIONS = 400
 SMALL = {"hidden": (16, 16), "batch_size": 32}
 # Of the denoiser; of several samples the one taken would depend on rounding.
 SMALL_DENOISER = {"width": 16, "num_blocks": 1, "num_samples": 1}
+# Of those that train online: one episode of ten intervals an update.
+SMALL_ONLINE = {"gradient_steps": 2, "vpa_updates": 5, "capacity": 200}
+HORIZON = 10
 SMALL_BASE = bc.Config(**SMALL, num_updates=20)
+SMALL_CPQ = cpq.Config(**SMALL, vae_hidden=(16,), num_updates=20)
 
 
 def settings(name):
@@ -77,12 +82,17 @@ def data():
 def small_algorithm(name):
     """Module, small configuration, and functions; of a layer, around a small BC."""
     module = module_of(name)
-    wanted = {**SMALL, **SMALL_DENOISER, "num_updates": 100}
+    wanted = {**SMALL, **SMALL_DENOISER, **SMALL_ONLINE, "num_updates": 100}
     small = {k: v for k, v in wanted.items() if k in settings(name)}
     config = dataclasses.replace(module.PRESETS["default"], **small)
-    env, params = polycstr_jax.make("startup")
-    around = {"base": bc.make_train(SMALL_BASE)} if name in LAYERS else {}
+    env, params = polycstr_jax.make("startup", max_steps_in_episode=HORIZON)
+    around = {"base": small_base(name)} if name in LAYERS else {}
     return module, config, module.make_train(config, env, params, **around)
+
+
+def small_base(name):
+    """What a layer wraps: BC, or, for its critics, CPQ."""
+    return cpq.make_train(SMALL_CPQ) if name == "marvel" else bc.make_train(SMALL_BASE)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -115,7 +125,8 @@ def same_bytes(a, b):
 
 
 def test_every_algorithm_is_held_to_the_contract():
-    assert {"bc", "cpq", "fisor", "iql", "picnn"} <= set(NAMES)
+    expected = {"bc", "bearl", "cpq", "fisor", "iql", "marvel", "picnn", "sac_lag"}
+    assert expected <= set(NAMES)
 
 
 def test_configuration_is_frozen_hashable_and_explained(algorithm):
@@ -203,11 +214,14 @@ def test_seeds_trained_under_a_progress_bar_are_those_of_train(algorithm, data):
 
 def test_the_file_runs_alone_and_its_states_come_back(algorithm, tmp_path, monkeypatch, capsys):
     module, *_ = algorithm
-    monkeypatch.setitem(bc.PRESETS, "default", SMALL_BASE)  # the base of a layer, in no time
+    for base, config in ((bc, SMALL_BASE), (cpq, SMALL_CPQ)):  # of a layer, in no time
+        monkeypatch.setitem(base.PRESETS, "default", config)
     monkeypatch.setenv("COLUMNS", "200")  # the whole table
     name = module.__name__.rpartition(".")[2]
     out = tmp_path / "trained"
     arguments = [name, "--num-seeds", "2", "--num-updates", "3", "--out", str(out)]
+    for setting in SMALL_ONLINE.keys() & settings(name) - {"capacity"}:
+        arguments += [f"--{setting.replace('_', '-')}", "2"]
     monkeypatch.setattr("sys.argv", arguments)
     common.command_line(name, module.PRESETS, module.make_train)
     assert "P(runaway)" in capsys.readouterr().out
