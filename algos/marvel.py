@@ -8,8 +8,9 @@ A layer around an offline algorithm, CPQ or BEAR-Lag, whose policy and critics i
        Q   <- r + gamma (1 - terminated) (min_i Qbar_i(s', a') - alpha   log pi0(a' | s'))   (eq. 8)
        Q_c <- c + gamma (1 - terminated) (max_i Qbar_c,i(s', a') - alpha_c log pi0(a' | s')) (eq. 9)
 
-   with a' ~ pi0. Both entropies raise the value: alpha_c makes costs look greater. At alpha = 0 it
-   is fitted Q evaluation.
+   with a' ~ pi0. At alpha = 0 it is fitted Q evaluation. An entropy above 0 raises a value, and a
+   cost looks greater; but the entropy of two squashed actions is at most 1.4 and has no least: of
+   a narrow policy it is below 0, and alpha_c makes its costs look smaller.
 2. SAC-Lag online (`algos/sac_lag.py`), with the adaptive PID (`algos/multipliers.py`, eq. 12-15).
    The multiplier's unit, in which its gains are given, is the median of |Q| over that of |Q_c|,
    on the data, after the alignment (`multiplier_scale`, if it is not given).
@@ -17,10 +18,11 @@ A layer around an offline algorithm, CPQ or BEAR-Lag, whose policy and critics i
 `align` none is the paper's Warm Start; `critics` random aligns critics that know nothing.
 
 Deviations from the paper: its values of alpha, alpha_c and K are not known; two cost critics, the
-greater in targets (`cost_target`); time-outs bootstrap in all phases; the optimisers begin anew
-online. The release calls an evaluation without entropy, fails to load critics of another form
-without a word, and its online actor has another activation than the offline one. Here a leaf that
-does not fit is named and refused.
+greater in targets (`cost_target`); time-outs bootstrap in all phases, or in none; the optimisers
+begin anew online, and the temperature at alpha. The release calls an evaluation without entropy,
+fails to load critics of another form without a word, and its online actor has another activation
+than the offline one. Here a leaf that does not fit is named and refused, and so is a base with
+another unit of actions, discount or limit.
 
 Run: python algos/marvel.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -40,7 +42,6 @@ from algos.actor_critic import (
     descend,
     reduce_heads,
     squashed_sample,
-    twin_outputs,
     twin_values,
 )
 from algos.common import LAYER_KEY, MLP, Algorithm, check_range, command_line, sample_batch
@@ -62,6 +63,7 @@ class Config(sac_lag.Config):
     vpa_rate: float = 1e-3  # of the critics, by Adam
     entropy_weight: float = 0.01  # alpha of VPA
     cost_entropy_weight: float = 0.001  # alpha_c
+    initial_temperature: float = 0.01  # of SAC, as alpha
     controller: Controller = APID
     multiplier_scale: float | None = None  # None: measured
 
@@ -125,8 +127,7 @@ def align(config: Config, state, data, rng):
     """`vpa_updates` steps of fitted Q evaluation, with entropy, on both critics or one."""
     if config.align == "none" or config.vpa_updates == 0:
         return state
-    num_costs = len(config.cost_limits)
-    scalar, costs = MLP(config.hidden, 1), MLP(config.hidden, num_costs)
+    scalar = MLP(config.hidden, 1)
     actor = SquashedActor(config.hidden, data.action.shape[-1])
     rate = optax.adam(config.vpa_rate)
     optimise = sac_lag.Params(rate, rate, rate, rate)
@@ -139,27 +140,28 @@ def align(config: Config, state, data, rng):
         action = unit(batch.action, state.normaliser.action_std)
         mean, log_std = actor.apply(params.actor, batch.next_obs)
         following, log_density = squashed_sample(mean, log_std, keys[1])
-        goes_on = config.discount * (1.0 - batch.terminated)
+        ended = batch.terminated
+        if config.timeouts == "terminal":
+            ended = ended | batch.truncated
+        goes_on = config.discount * (1.0 - ended)
         value = twin_values(scalar, targets[0], batch.next_obs, following).min(axis=0)
         backup = batch.reward + goes_on * (value - config.entropy_weight * log_density)
-        cost = twin_outputs(costs, targets[1], batch.next_obs, following)[..., 0]
+        cost = twin_values(scalar, targets[1], batch.next_obs, following)
         cost = reduce_heads(config.cost_target, cost)
         backup_cost = batch.cost + goes_on * (cost - config.cost_entropy_weight * log_density)
 
-        def loss(network, target):
+        def loss(target):
             def of(part):
-                found = twin_values(network, part, batch.obs, action)
+                found = twin_values(scalar, part, batch.obs, action)
                 return jnp.mean(jnp.sum((found - target[None]) ** 2, axis=0)), ()
 
             return of
 
         if config.align in ("both", "reward"):
-            params, opt_state, _, _ = descend(
-                optimise, "critic", loss(scalar, backup), params, opt_state
-            )
+            params, opt_state, _, _ = descend(optimise, "critic", loss(backup), params, opt_state)
         if config.align in ("both", "cost"):
             params, opt_state, _, _ = descend(
-                optimise, "cost_critic", loss(costs, backup_cost), params, opt_state
+                optimise, "cost_critic", loss(backup_cost), params, opt_state
             )
         own = (params.critic, params.cost_critic)
         targets = optax.incremental_update(own, targets, config.target_rate)
@@ -173,21 +175,27 @@ def align(config: Config, state, data, rng):
 
 
 def unit_of_lambda(config: Config, state, data):
-    """Median of |Q| over that of |Q_c|, at least 0.01, over the data's transitions: ()."""
-    scalar, costs = MLP(config.hidden, 1), MLP(config.hidden, len(config.cost_limits))
-    action = sac_lag.to_unit(config.action_unit, data.action, state.normaliser.action_std)
-    value = twin_values(scalar, state.params.critic, data.obs, action)
-    cost = twin_values(costs, state.params.cost_critic, data.obs, action)
+    """Median of |Q| over that of |Q_c|, at least 0.01, over some 4,096 of the data's: ()."""
+    stride = max(1, data.obs.shape[0] // 4_096)
+    scalar, obs = MLP(config.hidden, 1), data.obs[::stride]
+    std = state.normaliser.action_std
+    action = sac_lag.to_unit(config.action_unit, data.action[::stride], std)
+    value = twin_values(scalar, state.params.critic, obs, action)
+    cost = twin_values(scalar, state.params.cost_critic, obs, action)
     return jnp.median(jnp.abs(value)) / jnp.maximum(jnp.median(jnp.abs(cost)), 0.01)
 
 
 # --- The algorithm ---
 
 
+SAME = ("hidden", "discount", "timeouts", "action_unit")  # settings of base and layer
+
+
 def make_base(config: Config) -> Algorithm:
-    """The offline algorithm at its default settings, with the first cost limit."""
+    """The offline algorithm at its default settings, with the networks, the cost limit and what
+    else has to be the same of the online phase."""
     module = {"cpq": cpq, "bearl": bearl}[config.base]
-    same = {name: getattr(config, name) for name in ("hidden", "discount", "action_unit")}
+    same = {name: getattr(config, name) for name in SAME}
     return module.make_train(
         replace(module.PRESETS["default"], cost_limit=config.cost_limits[0], **same)
     )
@@ -195,14 +203,29 @@ def make_base(config: Config) -> Algorithm:
 
 def check_config(config: Config, env_params) -> None:
     """`ValueError` naming the setting, its value and what is allowed."""
-    scale = 1.0 if config.multiplier_scale is None else config.multiplier_scale
-    sac_lag.check_config(replace(config, multiplier_scale=scale), env_params)
-    weights = ("entropy_weight",)
-    check_range(config, weights, "0 or more", lambda x: x >= 0.0)
-    check_range(config, ("vpa_updates",), "0 or more", lambda x: x >= 0)
-    check_range(config, ("vpa_rate",), "above 0", lambda x: x > 0.0)
     one = "one number: the offline algorithms know one cost"
     check_range(config, ("cost_limits",), one, lambda x: len(x) == 1)
+    sac_lag.check_config(online_config(config), env_params)
+    finite = ("cost_entropy_weight",)
+    check_range(config, ("entropy_weight",), "0 or more", lambda x: x >= 0.0)
+    check_range(config, finite, "a finite number", lambda x: np.isfinite(x))
+    check_range(config, ("vpa_updates",), "0 or more", lambda x: x >= 0)
+    check_range(config, ("vpa_rate",), "above 0", lambda x: x > 0.0)
+
+
+def online_config(config: Config) -> Config:
+    """With a unit of lambda, which the hand-over replaces where none is given."""
+    scale = config.multiplier_scale
+    return replace(config, multiplier_scale=1.0 if scale is None else scale)
+
+
+def check_base(config: Config, base: Algorithm) -> None:
+    """`ValueError` naming a setting of the base that the online phase does not share."""
+    pairs = [(name, getattr(base.config, name), getattr(config, name)) for name in SAME]
+    pairs.append(("cost_limit", base.config.cost_limit, config.cost_limits[0]))
+    for name, given, expected in pairs:
+        if name != "hidden" and given != expected:  # leaves of another form are named by `init`
+            raise ValueError(f"base.config.{name} = {given}; allowed: the layer's, {expected}.")
 
 
 def make_train(config: Config, env=None, env_params=None, base: Algorithm | None = None):
@@ -210,8 +233,9 @@ def make_train(config: Config, env=None, env_params=None, base: Algorithm | None
     `config.base`'s if None. `ValueError` for bad settings."""
     check_config(config, env_params)
     base = make_base(config) if base is None else base
-    start, improve, finish = sac_lag.parts(config)
-    update = sac_lag.make_update(config, env, env_params, improve, finish)
+    check_base(config, base)
+    start, control, improve = sac_lag.parts(online_config(config))
+    update = sac_lag.make_update(config, env, env_params, control, improve)
 
     def init(rng, data, base_state):
         keys = jax.random.split(rng)

@@ -1,9 +1,9 @@
 """SAC-Lag: soft actor-critic (Haarnoja et al., 2018) with cost multipliers, trained online; the
 fine-tuning phase of arXiv 2412.04426, and its baseline from scratch.
 
-One update plays whole episodes with the stochastic policy, stores them in a ring, takes gradient
-steps on what is stored, and then moves the multipliers once, by the episodes' mean cost C, which
-is not discounted, against its limit (`algos/multipliers.py`). A gradient step:
+One update plays whole episodes with the stochastic policy, stores them in a ring, moves the
+multipliers once, by the episodes' mean cost C, which is not discounted, against its limit
+(`algos/multipliers.py`), and takes gradient steps on what is stored. A gradient step:
 
     y    = r + gamma (1 - terminated) (min_i Qbar_i(s', a') - alpha log pi(a' | s')),   a' ~ pi
     y_c  = c + gamma (1 - terminated) max_i Qbar_c,i(s', a')
@@ -14,14 +14,14 @@ is not discounted, against its limit (`algos/multipliers.py`). A gradient step:
 With the constraint on the polymer's overshoot there are two costs, critics and multipliers
 (`cost_limits` of two numbers); lambda Q_c and 1 + lambda are then sums over them.
 
-Deviations from the paper: `released` has, a flag each, what the release does otherwise: its "log
-pi" has the wrong sign in its Gaussian part and is the mean over a batch; its actor sees the
-averaged critics, its temperature stays, nothing is divided by 1 + lambda, time-outs end an episode,
-and the multiplier moves 20 times on the same C. `default` takes one gradient step of 256
-transitions for each step of the environment; the release takes 0.02 of 64. Observations are
-standardised with the scales of the `pi` data, rewards in units of their standard deviation, actions
-enter as asinh(a / std), rescaled to [-1, 1]: nothing else of the data is used. After a failure of
-the integrator the lost intervals count as violating.
+Deviations from the paper: its release has a "log pi" with the wrong sign in its Gaussian part, a
+mean over a batch; an actor that sees the averaged critics; a temperature that stays; no division by
+1 + lambda; time-outs that end an episode; and a multiplier that moves 20 times on the same C.
+`released` does so, a flag each, but keeps our networks and two cost critics. `default` takes one
+gradient step of 256 transitions for each step of the environment; the release takes 0.02 of 64.
+Observations are standardised with the scales of the `pi` data, rewards in units of their standard
+deviation, actions enter as asinh(a / std), rescaled to [-1, 1]: nothing else of the data is used.
+A failure of the integrator violates everything to the episode's end, at the least reward.
 
 Run: python algos/sac_lag.py --scenario startup --num-seeds 8
 """
@@ -58,12 +58,11 @@ from algos.common import (
     to_unit,
 )
 from algos.multipliers import Controller
-from polycstr_jax.data import EPISODE_LENGTH, Normaliser
+from polycstr_jax.data import EPISODE_LENGTH, REWARD_FLOOR, Normaliser
 from polycstr_jax.rollout import rollout
 
 Entropy = Literal["sample", "released"]
 PID = Controller()
-LOST = -20_000.0  # reward of an interval after a failure of the integrator
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,10 @@ def empty_replay(capacity: int, example: Transitions) -> Replay:
 
 
 def store(replay: Replay, new: Transitions) -> Replay:
-    """With N new transitions in place of the oldest."""
+    """With N new transitions in place of the oldest. `ValueError` if they are too many."""
     capacity, num = replay.kept.reward.shape[0], new.reward.shape[0]
+    if num > capacity:
+        raise ValueError(f"new has {num} transitions; allowed: the capacity, {capacity}, or fewer.")
     index = (replay.position + jnp.arange(num)) % capacity
     kept = jax.tree.map(lambda ring, x: ring.at[index].set(x), replay.kept, new)
     size = jnp.minimum(replay.size + num, capacity)
@@ -226,7 +227,8 @@ def play(env, env_params, controller, memory, rng, num_episodes: int):
 def transitions_of(trajectory, normaliser: Normaliser, unit: ActionUnit, num_costs: int):
     """What is learned from a roll-out (T, N, ...): T N transitions.
 
-    After a failure of the integrator the failed interval stands in for those that are lost.
+    A failure of the integrator violates everything, at the least reward; the failed interval
+    stands in for those that are lost.
     """
     dead = ~trajectory.alive
     end = jnp.where(dead.any(axis=0), jnp.argmax(dead, axis=0) - 1, dead.shape[0] - 1)
@@ -236,13 +238,15 @@ def transitions_of(trajectory, normaliser: Normaliser, unit: ActionUnit, num_cos
         found = jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=0)
         return found.reshape(-1, *x.shape[2:])
 
+    failed = rows(trajectory.terminated)
+    violated = (rows(trajectory.constraints)[:, :num_costs] > 0.0) | failed[:, None]
     return Transitions(
         obs=normaliser.obs(rows(trajectory.obs)),
         action=to_unit(unit, jnp.clip(rows(trajectory.action), -1.0, 1.0), normaliser.action_std),
-        reward=normaliser.reward(rows(trajectory.reward)),
-        cost=(rows(trajectory.constraints)[:, :num_costs] > 0.0).astype(jnp.float32),
+        reward=normaliser.reward(jnp.where(failed, REWARD_FLOOR, rows(trajectory.reward))),
+        cost=violated.astype(jnp.float32),
         next_obs=normaliser.obs(rows(trajectory.next_obs)),
-        terminated=rows(trajectory.terminated),
+        terminated=failed,
         truncated=rows(trajectory.truncated),
     )
 
@@ -251,7 +255,7 @@ def episode_sums(trajectory, num_costs: int):
     """Return (N,) and costs (N, M) of episodes; lost intervals violate everything."""
     alive = trajectory.alive & ~trajectory.terminated
     violated = (trajectory.constraints[..., :num_costs] > 0.0) | ~alive[..., None]
-    reward = jnp.where(alive, trajectory.reward, LOST)
+    reward = jnp.where(alive, trajectory.reward, REWARD_FLOOR)
     return jnp.sum(reward, axis=0), jnp.sum(violated.astype(jnp.float32), axis=0)
 
 
@@ -272,6 +276,11 @@ def check_config(config: Config, env_params) -> None:
     check_range(config, ("discount",), "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
     limits = "one number, or two, of 0 or more"
     check_range(config, ("cost_limits",), limits, lambda x: len(x) in (1, 2) and min(x) >= 0.0)
+    if config.entropy == "released" and config.target_entropy is not None:
+        raise ValueError(
+            f"target_entropy = {config.target_entropy}; allowed: None with entropy = 'released', "
+            "which is no log pi."
+        )
     if env_params is None:
         raise ValueError("env_params = None; allowed: an environment's, for it trains online.")
     horizon = int(env_params.max_steps_in_episode)
@@ -295,8 +304,8 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     `init` uses the normaliser of the data and nothing else of them, `run` nothing at all.
     """
     check_config(config, env_params)
-    init, improve, finish = parts(config)
-    update = make_update(config, env, env_params, improve, finish)
+    init, control, improve = parts(config)
+    update = make_update(config, env, env_params, control, improve)
 
     def policy(state):
         return mean_policy(config, state)
@@ -311,15 +320,16 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     return Algorithm(init, run, policy, train, config)
 
 
-def make_update(config: Config, env, env_params, improve, finish):
+def make_update(config: Config, env, env_params, control, improve):
     """`update(state, rng)`: episodes of the stochastic policy, and what is learned from them."""
 
     def update(state, rng):
-        play_key, learn_key = jax.random.split(rng)
-        controller, memory = stochastic(config, state, play_key)
+        play_key, act_key, learn_key = jax.random.split(rng, 3)
+        controller, memory = stochastic(config, state, act_key)
         trajectory = play(env, env_params, controller, memory, play_key, config.num_episodes)
-        state, metrics = improve(learn_from(config, state, trajectory), learn_key)
-        return finish(state, trajectory, metrics)
+        state, played = control(learn_from(config, state, trajectory), trajectory)
+        state, learned = improve(state, learn_key)
+        return state._replace(step=state.step + 1), played | learned
 
     return update
 
@@ -354,7 +364,7 @@ def stochastic(config: Config, state: State, rng):
         action, _ = squashed_sample(mean, log_std, now)
         return from_unit(config.action_unit, action, state.normaliser.action_std)[0], key
 
-    return controller, jax.random.split(jax.random.fold_in(rng, 1), config.num_episodes)
+    return controller, jax.random.split(rng, config.num_episodes)
 
 
 def learn_from(config: Config, state: State, trajectory) -> State:
@@ -365,8 +375,8 @@ def learn_from(config: Config, state: State, trajectory) -> State:
 
 
 def parts(config: Config):
-    """`init(rng, data)`, `improve(state, rng)`: an update's gradient steps, and
-    `finish(state, trajectory, metrics)`: the multipliers' step, and the count of updates."""
+    """`init(rng, data)`; `control(state, trajectory)`, the multipliers' step; and
+    `improve(state, rng)`, an update's gradient steps. The last two return state and metrics."""
     num_costs = len(config.cost_limits)
     scalar, costs = MLP(config.hidden, 1), MLP(config.hidden, num_costs)
     limits = jnp.asarray(config.cost_limits)
@@ -387,7 +397,6 @@ def parts(config: Config):
             log_temperature=jnp.log(jnp.asarray(config.initial_temperature)),
         )
         flag = jnp.zeros((1,), bool)
-        scale = 1.0 if config.multiplier_scale is None else config.multiplier_scale
         example = Transitions(
             obs, action, data.reward[:1], jnp.zeros((1, num_costs)), obs, flag, flag
         )
@@ -396,11 +405,31 @@ def parts(config: Config):
             target_critic=params.critic,
             target_cost_critic=params.cost_critic,
             opt_state=Params(*(o.init(p) for o, p in zip(optimise, params, strict=True))),
-            multiplier=multipliers.init(config.controller, num_costs, scale),
+            multiplier=multipliers.init(config.controller, num_costs, config.multiplier_scale),
             replay=empty_replay(config.capacity, example),
             normaliser=data.normaliser,
             step=jnp.zeros((), jnp.int32),
         )
+
+    def control(state, trajectory):
+        returns, sums = episode_sums(trajectory, num_costs)
+        mean = sums.mean(axis=0)
+
+        def move(_, multiplier):
+            return multipliers.update(config.controller, multiplier, mean, limits)
+
+        multiplier = jax.lax.fori_loop(0, config.multiplier_updates, move, state.multiplier)
+        return state._replace(multiplier=multiplier), {
+            "episode_return": returns.mean(),
+            "episode_cost": mean[0],
+            "above_limit": jnp.mean(sums[:, 0] > limits[0]),
+            "violated": jnp.mean(sums[:, 0] > 0.0),
+            "peak_temperature": trajectory.peak_temperature.max(axis=0).mean(),
+            "multiplier": multiplier.multiplier[0],
+            "proportional": multiplier.parts.proportional[0],
+            "integral": multiplier.parts.integral[0],
+            "derivative": multiplier.parts.derivative[0],
+        }
 
     def gradient_step(state, rng):
         keys = jax.random.split(rng, 3)
@@ -492,28 +521,7 @@ def parts(config: Config):
         state, metrics = jax.lax.scan(gradient_step, state, keys)
         return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
 
-    def finish(state, trajectory, metrics):
-        returns, sums = episode_sums(trajectory, num_costs)
-        mean = sums.mean(axis=0)
-
-        def control(_, multiplier):
-            return multipliers.update(config.controller, multiplier, mean, limits)
-
-        multiplier = jax.lax.fori_loop(0, config.multiplier_updates, control, state.multiplier)
-        metrics = metrics | {
-            "episode_return": returns.mean(),
-            "episode_cost": mean[0],
-            "above_limit": jnp.mean(sums[:, 0] > limits[0]),
-            "violated": jnp.mean(sums[:, 0] > 0.0),
-            "hottest": trajectory.peak_temperature.max(),
-            "multiplier": multiplier.multiplier[0],
-            "proportional": multiplier.parts.proportional[0],
-            "integral": multiplier.parts.integral[0],
-            "derivative": multiplier.parts.derivative[0],
-        }
-        return state._replace(multiplier=multiplier, step=state.step + 1), metrics
-
-    return init, improve, finish
+    return init, control, improve
 
 
 if __name__ == "__main__":

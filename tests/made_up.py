@@ -4,6 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.integrate
+import scipy.stats
 
 from polycstr_jax.data import Normaliser, TrainingData
 
@@ -47,3 +50,13 @@ def noise():
         ended=jax.random.uniform(keys[5], (400,)) < 0.2,
     )
     return data._replace(truncated=jnp.arange(400) % 100 == 99)
+
+
+def squashed_entropy(mean, std):
+    """Of tanh of N(mean, std^2), in nats."""
+    slope = scipy.integrate.quad(
+        lambda u: scipy.stats.norm.pdf(u, mean, std) * np.log1p(-(np.tanh(u) ** 2)),
+        mean - 8.0 * std,
+        mean + 8.0 * std,
+    )[0]
+    return scipy.stats.norm.entropy(mean, std) + slope

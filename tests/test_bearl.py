@@ -11,7 +11,7 @@ import scipy.spatial.distance
 from jax.flatten_util import ravel_pytree
 
 from algos import actor_critic, bearl
-from algos.common import MLP
+from algos.common import MLP, discounted_limit
 from tests.made_up import noise, transitions
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -158,7 +158,7 @@ def on_the_slope(**changes):
 
 def per_episode(cost):
     """The limit of an episode that allows a discounted cost of `cost` from any step."""
-    return cost / actor_critic.discounted_limit(1.0, LEARNING.discount, 200)
+    return cost / discounted_limit(1.0, LEARNING.discount, 200)
 
 
 def test_likeness_to_the_data_keeps_the_policy_among_them():

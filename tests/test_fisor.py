@@ -16,6 +16,8 @@ from algos import fisor
 from algos.common import discounted_limit, sample_batch
 from tests.made_up import noise, transitions
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 GAMMA = 0.99
 SMALL = fisor.Config(
     constraint="indicator",

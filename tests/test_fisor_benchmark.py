@@ -14,6 +14,8 @@ from benchmarks.figures import evaluation_keys
 from polycstr_jax import evaluate, viability
 from polycstr_jax.env import scenario_params
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):

@@ -12,6 +12,8 @@ from algos import bc, iql
 from algos.common import MLP
 from polycstr_jax.data import Normaliser, TrainingData
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 EXPECTILES = [0.1, 0.5, 0.7, 0.9]
 ACTION_MEAN, ACTION_STD = np.asarray([0.2, -0.1]), np.asarray([0.4, 0.7])
 PARTS = ["policy", "log_std", "value", "critic", "target_critic"]

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
-import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import polycstr_jax
 from algos import actor_critic, bearl, cpq, marvel, sac_lag
 from algos.common import MLP
-from tests.made_up import noise, transitions
+from tests.made_up import noise, squashed_entropy, transitions
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 OFFLINE = {"hidden": (8,), "vae_hidden": (8,), "batch_size": 32, "num_updates": 20}
@@ -121,7 +119,7 @@ def test_the_unit_of_lambda_is_the_ratio_of_the_medians():
 
 
 def test_a_state_of_another_form_is_refused_and_every_leaf_named():
-    functions = cpq.make_train(cpq.Config(**OFFLINE | {"hidden": (8, 4)}))
+    functions = cpq.make_train(cpq.Config(**OFFLINE | {"hidden": (8, 4)}, action_unit="box"))
     other = jax.jit(functions.init)(jax.random.key(0), noise())
     ours = marvel.make_train(SMALL, *environment(), base=functions)
     with pytest.raises(ValueError) as error:
@@ -135,23 +133,46 @@ def test_a_state_of_another_form_is_refused_and_every_leaf_named():
     assert "not (8, 2)" in message and "not (2, 8, 1)" in message
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("action_unit", "asinh"), ("discount", 0.9), ("timeouts", "terminal"), ("cost_limit", 40.0)],
+)
+def test_a_base_with_other_settings_is_refused(setting, value):
+    config = cpq.Config(**OFFLINE | {"action_unit": "box", setting: value})
+    with pytest.raises(
+        ValueError, match=rf"^base\.config\.{setting} = {value}; allowed: the layer"
+    ):
+        marvel.make_train(SMALL, *environment(), base=cpq.make_train(config))
+
+
 # --- What the alignment learns ---
 
 
-def loop(ended=False):
-    """One situation that never ends, reward 1 and cost 0.1 a step; every step a time-out."""
+def chain():
+    """A, reward 1 and cost 0.1, is followed by B, reward 2 and cost 0.3, and B by itself for ever,
+    with a time-out at every step."""
     action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-1.0)
-    obs = jnp.ones((1_000, 3))
-    data = transitions(obs, action, 0.1, obs, reward=jnp.ones(1_000), ended=ended)
+    begins = jnp.arange(1_000) % 2 == 0
+    first, second = jnp.eye(2)
+    obs = jnp.where(begins[:, None], first[None], second[None])
+    after = jnp.tile(second[None], (1_000, 1))
+    reward, cost = jnp.where(begins, 1.0, 2.0), jnp.where(begins, 0.1, 0.3)
+    data = transitions(obs, action, cost, after, reward=reward)
     return data._replace(truncated=jnp.ones(1_000, bool))
 
 
 @pytest.mark.parametrize(
-    ("alpha", "alpha_cost", "ended"), [(0.0, 0.0, False), (0.5, 0.2, False), (0.5, 0.2, True)]
+    ("alpha", "alpha_cost", "std", "timeouts"),
+    [
+        (0.0, 0.0, 0.6, "bootstrap"),
+        (0.5, 0.2, 0.6, "bootstrap"),
+        (0.5, 0.02, 0.02, "bootstrap"),  # a narrow policy: its costs look smaller
+        (0.5, 0.2, 0.6, "terminal"),
+    ],
 )
-def test_values_are_those_of_the_policy_with_the_entropy_of_each(alpha, alpha_cost, ended):
-    """Q = (r + gamma alpha H) / (1 - gamma), and for costs the same with their own alpha."""
-    mean, std = 0.4, 0.6
+def test_values_are_those_of_the_policy_with_the_entropy_of_each(alpha, alpha_cost, std, timeouts):
+    """Q(B) = (r + gamma alpha H) / (1 - gamma), Q(A) = r + gamma (Q(B) + alpha H)."""
+    mean = 0.4
     config = dataclasses.replace(
         SMALL,
         hidden=(32, 32),
@@ -163,28 +184,28 @@ def test_values_are_those_of_the_policy_with_the_entropy_of_each(alpha, alpha_co
         entropy_weight=alpha,
         cost_entropy_weight=alpha_cost,
         cost_target="mean",
+        timeouts=timeouts,
+        multiplier_scale=1.0,
     )
-    data = loop(ended)
+    data = chain()
     state = jax.jit(sac_lag.parts(config)[0])(jax.random.key(0), data)
     actor = jax.tree.map(jnp.zeros_like, state.params.actor)
     for head, value in (("Dense_2", mean), ("Dense_3", np.log(std))):
         actor["params"][head]["bias"] = jnp.full((1,), value)
     state = state._replace(params=state.params._replace(actor=actor))
     aligned = jax.jit(functools.partial(marvel.align, config))(state, data, jax.random.key(1))
-    jacobian = scipy.integrate.quad(
-        lambda u: scipy.stats.norm.pdf(u, mean, std) * np.log1p(-(np.tanh(u) ** 2)), -6.0, 6.0
-    )[0]
-    entropy = scipy.stats.norm.entropy(mean, std) + jacobian
-    assert abs(entropy) > 0.1
-    goes_on = 0.0 if ended else 0.9
-    network, obs, action = MLP((32, 32), 1), jnp.ones((1, 3)), jnp.full((1, 1), np.tanh(mean))
+    entropy = squashed_entropy(mean, std)
+    assert (entropy > 0.4) == (std > 0.1) and (entropy < -2.0) == (std < 0.1)
+    goes_on = 0.9 if timeouts == "bootstrap" else 0.0
+    network, at = MLP((32, 32), 1), jnp.full((2, 1), np.tanh(mean))
     for critic, signal, weight in (
-        (aligned.params.critic, 1.0, alpha),
-        (aligned.params.cost_critic, 0.1, alpha_cost),
+        (aligned.params.critic, (1.0, 2.0), alpha),
+        (aligned.params.cost_critic, (0.1, 0.3), alpha_cost),
     ):
-        expected = (signal + goes_on * weight * entropy) / (1.0 - goes_on)
-        found = actor_critic.twin_values(network, critic, obs, action)
-        np.testing.assert_allclose(found, expected, rtol=0.1)
+        last = (signal[1] + goes_on * weight * entropy) / (1.0 - goes_on)
+        expected = [signal[0] + goes_on * (last + weight * entropy), last]
+        found = actor_critic.twin_values(network, critic, jnp.eye(2), at)
+        np.testing.assert_allclose(found, np.tile(expected, (2, 1)), rtol=0.1, atol=0.03)
     assert moved(aligned.params, state.params) == {"critic", "cost_critic"}
 
 
@@ -195,7 +216,8 @@ def test_values_are_those_of_the_policy_with_the_entropy_of_each(alpha, alpha_co
     ("setting", "message"),
     [
         ({"cost_limits": (-2.0,)}, "cost_limits = (-2.0,); allowed: one number, or two, of 0"),
-        ({"cost_limits": (2.0, 1.0)}, "overshoot_constraint = True"),
+        ({"cost_limits": (2.0, 1.0)}, "allowed: one number: the offline algorithms know one cost"),
+        ({"cost_entropy_weight": float("nan")}, "cost_entropy_weight = nan; allowed: a finite"),
         ({"vpa_updates": -1}, "vpa_updates = -1; allowed: 0 or more"),
         ({"entropy_weight": -1.0}, "entropy_weight = -1.0; allowed: 0 or more"),
         ({"align": "all"}, "align = 'all'; allowed: both, reward, cost, none"),

@@ -15,6 +15,8 @@ from algos import bc, iql, picnn
 from algos.common import Algorithm
 from polycstr_jax.data import Normaliser, TrainingData
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ACTIVATIONS = list(picnn.CONVEX_ACTIVATIONS)
 TRACKS = ["default", "published"]
 ACTION_LOW, ACTION_HIGH = np.asarray([-0.8, -0.3]), np.asarray([0.9, 0.2])

@@ -14,6 +14,8 @@ from benchmarks import picnn as diagnostics
 from polycstr_jax import evaluate
 from polycstr_jax.data import Normaliser, TrainingData
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def scales():

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
@@ -16,7 +15,7 @@ from algos import actor_critic, sac_lag
 from algos.common import MLP
 from algos.multipliers import Controller
 from polycstr_jax.rollout import Trajectory
-from tests.made_up import noise
+from tests.made_up import noise, squashed_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 HORIZON = 10
@@ -148,7 +147,9 @@ def test_transitions_are_the_intervals_of_the_roll_out():
 def test_a_failed_interval_stands_in_for_those_that_are_lost():
     trajectory = roll_out(fails_at=1)
     found = sac_lag.transitions_of(trajectory, noise().normaliser, "box", 1)
-    np.testing.assert_allclose(found.reward, [0, 100, 1, 101, 2, 101, 3, 101])
+    lost = -20_000
+    np.testing.assert_allclose(found.reward, [0, 100, 1, lost, 2, lost, 3, lost])
+    assert found.cost[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
     assert found.terminated.tolist() == [False, False, False, True] + [False, True] * 2
     returns, costs = sac_lag.episode_sums(trajectory, 1)
     np.testing.assert_allclose(returns, [6.0, 100.0 - 3 * 20_000.0])
@@ -180,7 +181,7 @@ def warm(**changes):
     functions = small(gradient_steps=1, **changes)
     state = jax.jit(functions.init)(jax.random.key(0), noise())
     state, _ = jax.jit(functions.run, static_argnums=3)(state, noise(), jax.random.key(1), 2)
-    return jax.jit(sac_lag.parts(functions.config)[1]), state
+    return jax.jit(sac_lag.parts(functions.config)[2]), state
 
 
 def after_a_step(improve, state):
@@ -200,12 +201,41 @@ def test_the_multiplier_moves_the_actor_and_nothing_else(rescale):
 @pytest.mark.parametrize("which", ["live", "target"])
 def test_the_actor_sees_the_critics_that_it_is_told_to(which):
     improve, state = warm(actor_critics=which, critic_rate=1e-30)
-    shifted = jax.tree.map(lambda x: x + 0.3, state.target_cost_critic)
     heavier = state.multiplier._replace(multiplier=jnp.asarray([5.0]))
     state = state._replace(multiplier=heavier)
     plain = after_a_step(improve, state)["actor"]
-    other = after_a_step(improve, state._replace(target_cost_critic=shifted))["actor"]
-    assert np.any(plain != other) == (which == "target")
+    for target in ("target_critic", "target_cost_critic"):
+        shifted = jax.tree.map(lambda x: x + 0.3, getattr(state, target))
+        other = after_a_step(improve, state._replace(**{target: shifted}))["actor"]
+        assert np.any(plain != other) == (which == "target"), target
+
+
+def with_heads(state, which, shifts):
+    """A state whose target critic's heads have these added to their outputs."""
+    critic = jax.tree.map(lambda x: x, getattr(state, which))
+    last = critic["params"]["Dense_1"]
+    critic["params"]["Dense_1"] = last | {"bias": last["bias"] + jnp.asarray(shifts)[:, None]}
+    return state._replace(**{which: critic})
+
+
+@pytest.mark.parametrize(
+    ("which", "loss", "reduction", "seen"),
+    [
+        ("target_critic", "critic_loss", "max", (False, True)),  # the least, whatever costs do
+        ("target_cost_critic", "cost_critic_loss", "max", (True, False)),
+        ("target_cost_critic", "cost_critic_loss", "min", (False, True)),
+        ("target_cost_critic", "cost_critic_loss", "mean", (True, True)),
+    ],
+)
+def test_targets_are_of_the_head_they_are_told_to_be_of(which, loss, reduction, seen):
+    """One head far above or far below the other: further still makes a difference, or none."""
+    improve, state = warm(cost_target=reduction)
+
+    def loss_at(shift):
+        return float(improve(with_heads(state, which, (shift, 0.0)), jax.random.key(2))[1][loss])
+
+    found = tuple(loss_at(s) != pytest.approx(loss_at(2 * s), rel=1e-3) for s in (1e3, -1e3))
+    assert found == seen
 
 
 def test_the_temperature_falls_while_the_entropy_is_above_its_target():
@@ -219,21 +249,30 @@ def test_the_temperature_falls_while_the_entropy_is_above_its_target():
     assert float(after.params.log_temperature) == float(state.params.log_temperature)
 
 
-def test_multipliers_move_once_an_update_by_the_episodes_cost():
-    for repeats in (1, 20):
-        rule = Controller(rule="dual", rate=0.01)
-        functions = small(controller=rule, cost_limits=(0.5,), multiplier_updates=repeats)
-        state = jax.jit(functions.init)(jax.random.key(0), noise())
-        run = jax.jit(functions.run, static_argnums=3)
-        after, metrics = run(state, noise(), jax.random.key(1), 1)
-        expected = max(0.0, repeats * 0.01 * (float(metrics["episode_cost"]) - 0.5))
-        assert float(after.multiplier.multiplier[0]) == pytest.approx(expected, abs=1e-6)
+HOT = (("start_mean", np.asarray([440.0, 0.0, 0.0, 0.0, 365.0])),)
+
+
+@pytest.mark.parametrize("repeats", [1, 20])
+def test_multipliers_move_by_the_episodes_cost_before_the_gradient_steps(repeats):
+    rule = Controller(rule="dual", rate=0.01)
+    functions = small(HOT, controller=rule, cost_limits=(0.5,), multiplier_updates=repeats)
+    state = jax.jit(functions.init)(jax.random.key(0), noise())
+    run = jax.jit(functions.run, static_argnums=3)
+    after, metrics = run(state, noise(), jax.random.key(1), 1)
+    assert float(metrics["episode_cost"]) >= 1.0
+    expected = repeats * 0.01 * (float(metrics["episode_cost"]) - 0.5)
+    assert float(after.multiplier.multiplier[0]) == pytest.approx(expected, rel=1e-4)
+    # The same episodes with no multiplier: another actor.
+    config = dataclasses.replace(functions.config, controller=Controller(rule="fixed"))
+    still = sac_lag.make_train(config, *environment(**dict(HOT)))
+    other, _ = jax.jit(still.run, static_argnums=3)(state, noise(), jax.random.key(1), 1)
+    np.testing.assert_array_equal(other.replay.kept.action, after.replay.kept.action)
+    assert np.any(ravel_pytree(other.params.actor)[0] != ravel_pytree(after.params.actor)[0])
 
 
 def test_each_constraint_has_a_critic_and_a_multiplier_of_its_own():
     """A start-up that begins too hot, and never has too much polymer in ten intervals."""
-    start = np.asarray([440.0, 0.0, 0.0, 0.0, 365.0])
-    changes = (("start_mean", start), ("overshoot_constraint", True))
+    changes = (*HOT, ("overshoot_constraint", True))
     functions = small(
         changes, cost_limits=(0.0, 0.0), controller=Controller(rule="dual", rate=0.1, initial=1.0)
     )
@@ -266,7 +305,7 @@ LEARNING = sac_lag.Config(
 def learn(transitions, multiplier=0.0, policy=None, **changes):
     """The state after gradient steps on given transitions; `policy`: a fixed mean and log std."""
     config = dataclasses.replace(LEARNING, **changes)
-    init, improve, _ = sac_lag.parts(config)
+    init, _, improve = sac_lag.parts(config)
     data = noise()._replace(obs=transitions.obs, action=transitions.action)
     state = jax.jit(init)(jax.random.key(0), data)
     if policy is not None:
@@ -314,10 +353,7 @@ def test_values_of_a_loop_are_soft_sums_and_costs_plain_ones(temperature, timeou
         timeouts=timeouts,
         cost_target="mean",
     )
-    jacobian = scipy.integrate.quad(
-        lambda u: scipy.stats.norm.pdf(u, mean, std) * np.log1p(-(np.tanh(u) ** 2)), -6.0, 6.0
-    )[0]
-    entropy = scipy.stats.norm.entropy(mean, std) + jacobian
+    entropy = squashed_entropy(mean, std)
     future = 0.0 if timeouts == "terminal" else 1.0
     value = (1.0 + future * 0.9 * temperature * entropy) / (1.0 - future * 0.9)
     cost = 0.1 / (1.0 - future * 0.9)
@@ -327,6 +363,30 @@ def test_values_of_a_loop_are_soft_sums_and_costs_plain_ones(temperature, timeou
     for critic, expected in ((state.params.critic, value), (state.params.cost_critic, cost)):
         found = actor_critic.twin_values(network, critic, obs, action)
         np.testing.assert_allclose(found, expected, rtol=0.1)
+
+
+def test_values_are_passed_back_from_the_next_observation():
+    """A is followed by B, where it ends: Q(B) = 2, Q(A) = 1 + gamma (2 + alpha H)."""
+    first, second = jnp.eye(2)
+    action = jax.random.uniform(jax.random.key(3), (2_000, 1), minval=-1.0)
+    begins = (jnp.arange(2_000) % 2 == 0)[:, None]
+    obs, flag = jnp.where(begins, first[None], second[None]), jnp.zeros(2_000, bool)
+    reward = jnp.where(begins[:, 0], 1.0, 2.0)
+    cost = jnp.where(begins, 0.1, 0.3)
+    rows = sac_lag.Transitions(
+        obs, action, reward, cost, jnp.tile(second[None], (2_000, 1)), ~begins[:, 0], flag
+    )
+    alpha, mean, std = 0.5, 0.4, 0.6
+    fixed = {"policy": (mean, np.log(std)), "actor_rate": 1e-30, "initial_temperature": alpha}
+    _, state = learn(rows, discount=0.9, **fixed)
+    value, cost = 1.0 + 0.9 * (2.0 + alpha * squashed_entropy(mean, std)), 0.1 + 0.9 * 0.3
+    at, network = jnp.full((2, 1), np.tanh(mean)), MLP(LEARNING.hidden, 1)
+    for critic, expected in (
+        (state.params.critic, [value, 2.0]),
+        (state.params.cost_critic, [cost, 0.3]),
+    ):
+        found = actor_critic.twin_values(network, critic, jnp.eye(2), at)
+        np.testing.assert_allclose(found, np.tile(expected, (2, 1)), rtol=0.1)
 
 
 # --- Bad input ---
@@ -341,6 +401,7 @@ def test_values_of_a_loop_are_soft_sums_and_costs_plain_ones(temperature, timeou
         ({"num_episodes": 0}, "num_episodes = 0; allowed: 1 or more"),
         ({"capacity": 10}, "capacity = 10; allowed: an update's 20 or more"),
         ({"controller": Controller(integral=-1.0)}, "integral = -1.0; allowed: 0 or more"),
+        ({"entropy": "released"}, "target_entropy = -2.0; allowed: None with entropy"),
         ({"entropy": "none"}, "entropy = 'none'; allowed: sample, released"),
         ({"initial_temperature": 0.0}, "initial_temperature = 0.0; allowed: above 0"),
     ],

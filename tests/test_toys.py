@@ -10,6 +10,8 @@ import pytest
 from algos import fisor
 from benchmarks import toys
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # --- The double integrator ---
 
 
