@@ -97,6 +97,8 @@ class State(NamedTuple):
 
 # --- The hand-over ---
 
+NETWORKS = ("actor", "critic", "cost_critic")
+
 
 def mismatches(given, expected) -> list[str]:
     """Every leaf of `given` that is not as in `expected`: missing, too many, of another shape."""
@@ -121,6 +123,12 @@ def check_transfer(given, expected, what: str) -> None:
         raise ValueError(
             f"{what} does not fit: {'; '.join(found)}. Allowed: networks of the same form."
         )
+
+
+def begin(fresh: sac_lag.State, params: sac_lag.Params, base_state) -> State:
+    """The state at the beginning of the online phase, with these parameters."""
+    targets = {"target_critic": params.critic, "target_cost_critic": params.cost_critic}
+    return State(**fresh._replace(params=params, **targets)._asdict(), base=base_state)
 
 
 def align(config: Config, state, data, rng):
@@ -241,12 +249,10 @@ def make_train(config: Config, env=None, env_params=None, base: Algorithm | None
         keys = jax.random.split(rng)
         fresh = start(keys[0], data)
         given = base_state.params
-        params = fresh.params._replace(actor=given.actor)
-        if config.critics == "offline":
-            params = params._replace(critic=given.critic, cost_critic=given.cost_critic)
+        taken = NETWORKS if config.critics == "offline" else ("actor",)
+        params = fresh.params._replace(**{name: getattr(given, name) for name in taken})
         check_transfer(params, fresh.params, f"the offline state of {config.base}")
-        targets = {"target_critic": params.critic, "target_cost_critic": params.cost_critic}
-        state = State(**fresh._replace(params=params, **targets)._asdict(), base=base_state)
+        state = begin(fresh, params, base_state)
         state = align(config, state, data, keys[1])
         if config.multiplier_scale is None:
             scale = unit_of_lambda(config, state, data)

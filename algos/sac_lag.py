@@ -86,6 +86,7 @@ class Config:
     actor_critics: Literal["live", "target"] = "live"  # target (released)
     rescale: bool = True  # the actor's loss by 1 / (1 + lambda); False (released)
     cost_target: Reduction = "max"  # of the two cost critics
+    target_noise: float = 0.0  # deviation of the noise on targets' actions (SO2)
     timeouts: Timeouts = "bootstrap"
     action_unit: ActionUnit = "asinh"
     cost_limits: tuple[float, ...] = (2.0,)  # violating intervals an episode; a second: overshoot
@@ -271,7 +272,8 @@ def check_config(config: Config, env_params) -> None:
     check_range(config, counts, "1 or more", lambda x: x >= 1)
     rates = ("actor_rate", "critic_rate", "initial_temperature", "multiplier_scale")
     check_range(config, rates, "above 0", lambda x: x > 0.0)
-    check_range(config, ("temperature_rate",), "0 or more", lambda x: x >= 0.0)
+    not_negative = ("temperature_rate", "target_noise")
+    check_range(config, not_negative, "0 or more", lambda x: x >= 0.0)
     check_range(config, ("target_rate",), "above 0, at most 1", lambda x: 0.0 < x <= 1.0)
     check_range(config, ("discount",), "0 or more, below 1", lambda x: 0.0 <= x < 1.0)
     limits = "one number, or two, of 0 or more"
@@ -320,12 +322,16 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     return Algorithm(init, run, policy, train, config)
 
 
-def make_update(config: Config, env, env_params, control, improve):
-    """`update(state, rng)`: episodes of the stochastic policy, and what is learned from them."""
+def make_update(config: Config, env, env_params, control, improve, behave=None):
+    """`update(state, rng)`: episodes of the stochastic policy, and what is learned from them.
+
+    `behave(config, state, rng) -> controller, memory`: who acts instead, as `stochastic`.
+    """
+    behave = stochastic if behave is None else behave
 
     def update(state, rng):
         play_key, act_key, learn_key = jax.random.split(rng, 3)
-        controller, memory = stochastic(config, state, act_key)
+        controller, memory = behave(config, state, act_key)
         trajectory = play(env, env_params, controller, memory, play_key, config.num_episodes)
         state, played = control(learn_from(config, state, trajectory), trajectory)
         state, learned = improve(state, learn_key)
@@ -432,7 +438,7 @@ def parts(config: Config):
         }
 
     def gradient_step(state, rng):
-        keys = jax.random.split(rng, 3)
+        keys = jax.random.split(rng, 4)
         batch = draw(state.replay, keys[0], config.batch_size)
         actor = SquashedActor(config.hidden, batch.action.shape[-1])
         obs, action, next_obs = batch.obs, batch.action, batch.next_obs
@@ -445,6 +451,10 @@ def parts(config: Config):
         # --- Critics ---
         mean, log_std = actor.apply(params.actor, next_obs)
         following, log_density = log_likelihood(config.entropy, mean, log_std, keys[1])
+        if config.target_noise > 0.0:
+            noise = config.target_noise * jax.random.normal(keys[3], following.shape)
+            most = 2.0 * config.target_noise
+            following = jnp.clip(following + jnp.clip(noise, -most, most), -1.0, 1.0)
         value = twin_values(scalar, state.target_critic, next_obs, following).min(axis=0)
         soft = value - temperature * log_density
         backup = batch.reward + config.discount * (1.0 - ended) * soft

@@ -30,6 +30,7 @@ SMALL_DENOISER = {"width": 16, "num_blocks": 1, "num_samples": 1}
 # Of those that train online: one episode of ten intervals an update.
 SMALL_ONLINE = {"gradient_steps": 2, "vpa_updates": 5, "capacity": 200}
 HORIZON = 10
+OFFLINE_TO_ONLINE = ("marvel", "o2o_baselines")
 SMALL_BASE = bc.Config(**SMALL, num_updates=20)
 SMALL_CPQ = cpq.Config(**SMALL, vae_hidden=(16,), num_updates=20)
 
@@ -92,7 +93,7 @@ def small_algorithm(name):
 
 def small_base(name):
     """What a layer wraps: BC, or, for its critics, CPQ."""
-    return cpq.make_train(SMALL_CPQ) if name == "marvel" else bc.make_train(SMALL_BASE)
+    return cpq.make_train(SMALL_CPQ) if name in OFFLINE_TO_ONLINE else bc.make_train(SMALL_BASE)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -125,7 +126,7 @@ def same_bytes(a, b):
 
 
 def test_every_algorithm_is_held_to_the_contract():
-    expected = {"bc", "bearl", "cpq", "fisor", "iql", "marvel", "picnn", "sac_lag"}
+    expected = {"bc", "bearl", "cpq", "fisor", "iql", "marvel", "o2o_baselines", "picnn", "sac_lag"}
     assert expected <= set(NAMES)
 
 

@@ -175,7 +175,7 @@ def test_likeness_to_the_data_keeps_the_policy_among_them():
 
 def loop_data(ended=False):
     """One situation that never ends; reward 1 and cost 0.1 a step; every step a time-out."""
-    action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-0.5, maxval=0.5)
+    action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-1.0)
     obs = jnp.ones((1_000, 3))
     data = transitions(obs, action, 0.1, obs, reward=jnp.ones(1_000), ended=ended)
     return data._replace(truncated=jnp.ones(1_000, bool))

@@ -146,10 +146,10 @@ def test_transitions_are_the_intervals_of_the_roll_out():
 
 def test_a_failed_interval_stands_in_for_those_that_are_lost():
     trajectory = roll_out(fails_at=1)
-    found = sac_lag.transitions_of(trajectory, noise().normaliser, "box", 1)
+    found = sac_lag.transitions_of(trajectory, noise().normaliser, "box", 2)
     lost = -20_000
     np.testing.assert_allclose(found.reward, [0, 100, 1, lost, 2, lost, 3, lost])
-    assert found.cost[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert found.cost[:, 1].tolist() == [0, 0, 0, 1, 0, 1, 0, 1]
     assert found.terminated.tolist() == [False, False, False, True] + [False, True] * 2
     returns, costs = sac_lag.episode_sums(trajectory, 1)
     np.testing.assert_allclose(returns, [6.0, 100.0 - 3 * 20_000.0])
