@@ -2,7 +2,7 @@
 actions, one step of Adam on one part. So that a policy and its critics can be handed from
 one algorithm to another, all of them have these networks."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,8 @@ from algos.common import MLP, ActionUnit, from_unit
 Reduction = Literal["min", "mean", "max"]
 LOG_STD_RANGE = (-20.0, 2.0)
 CODE_LOG_STD_RANGE = (-4.0, 15.0)
+CODE_RANGE = (-0.5, 0.5)  # of codes drawn from the prior
+MIN_SHARE = 0.75  # of the least head in a target; the rest is the greatest
 
 
 # --- Networks ---
@@ -86,6 +88,31 @@ def twin_values(network: MLP, params, obs, action):
 def reduce_heads(how: Reduction, values):
     """The least, the mean or the greatest over heads: (2, ...) -> (...)."""
     return {"min": jnp.min, "mean": jnp.mean, "max": jnp.max}[how](values, axis=0)
+
+
+def soft_minimum(values):
+    """3/4 of the least head and 1/4 of the greatest: (2, ...) -> (...)."""
+    return MIN_SHARE * values.min(axis=0) + (1.0 - MIN_SHARE) * values.max(axis=0)
+
+
+class Multiplier(NamedTuple):
+    """Of the cost, moved at every gradient step; () each."""
+
+    value: jax.Array
+    integral: jax.Array
+    error: jax.Array  # of the update before
+
+
+def multiply(gains, most: float, state: Multiplier, error) -> Multiplier:
+    """One step of a PID controller with gains (K_p, K_i, K_d), and a multiplier of at most `most`.
+
+    I <- max(0, I + K_i e),   lambda = K_p max(0, e) + I + K_d max(0, e - e_before)
+    """
+    proportional, integral, derivative = gains
+    total = jnp.clip(state.integral + integral * error, 0.0, most)
+    rise = jnp.maximum(0.0, error - state.error)
+    value = proportional * jnp.maximum(0.0, error) + total + derivative * rise
+    return Multiplier(jnp.clip(value, 0.0, most), total, error)
 
 
 def squashed_sample(mean, log_std, rng):

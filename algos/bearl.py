@@ -34,11 +34,15 @@ import jax.numpy as jnp
 import optax
 
 from algos.actor_critic import (
+    CODE_RANGE,
     VAE,
+    Multiplier,
     SquashedActor,
     descend,
     heads,
     mean_action,
+    multiply,
+    soft_minimum,
     twin_values,
     vae_loss,
 )
@@ -59,8 +63,6 @@ from polycstr_jax.data import EPISODE_LENGTH, Normaliser
 
 Kernel = Literal["gaussian", "laplacian"]
 LOG_DUAL_RANGE = (-5.0, 5.0)
-CODE_RANGE = (-0.5, 0.5)  # of codes drawn from the prior
-MIN_SHARE = 0.75  # of the least head in a target; the rest is the greatest
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,6 @@ class Params(NamedTuple):
     vae: Any
 
 
-class Multiplier(NamedTuple):
-    """Of the cost, () each."""
-
-    value: jax.Array
-    integral: jax.Array
-    error: jax.Array  # of the update before
-
-
 class State(NamedTuple):
     """What training carries."""
 
@@ -160,20 +154,6 @@ def discrepancy(kernel: Kernel, bandwidth: float, x, y):
     return jnp.sqrt(jnp.maximum(square, 0.0) + 1e-6)
 
 
-def soft_minimum(values):
-    """3/4 of the least head and 1/4 of the greatest: (2, ...) -> (...)."""
-    return MIN_SHARE * values.min(axis=0) + (1.0 - MIN_SHARE) * values.max(axis=0)
-
-
-def multiply(config: Config, state: Multiplier, error) -> Multiplier:
-    """One step of the PID controller of the cost's multiplier."""
-    total = jnp.maximum(0.0, state.integral + config.integral * error)
-    integral = jnp.minimum(total, config.max_multiplier)
-    rise = jnp.maximum(0.0, error - state.error)
-    value = config.proportional * jnp.maximum(0.0, error) + integral + config.derivative * rise
-    return Multiplier(jnp.clip(value, 0.0, config.max_multiplier), integral, error)
-
-
 # --- The algorithm ---
 
 
@@ -196,6 +176,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
     check_config(config)
     scalar = MLP(config.hidden, 1)
     limit = discounted_limit(config.cost_limit, config.discount, EPISODE_LENGTH)
+    gains = (config.proportional, config.integral, config.derivative)
 
     def optimiser(rate: float):
         decay = optax.cosine_decay_schedule(rate, config.num_updates)
@@ -296,7 +277,7 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
             value = values(params.critic, obs, taken).min(axis=0)
             cost = values(params.cost_critic, obs, taken).min(axis=0)
             error = jax.lax.stop_gradient(jnp.mean(cost)) - limit
-            multiplier = multiply(config, state.multiplier, error)
+            multiplier = multiply(gains, config.max_multiplier, state.multiplier, error)
             apart = discrepancy(config.kernel, config.bandwidth, imitated, drawn)
             gap = jnp.mean(apart) - config.mmd_limit
             loss = jnp.mean(multiplier.value * (cost - limit) - value)

@@ -52,15 +52,14 @@ def test_the_discrepancy_of_two_gaussians_in_closed_form():
 
 
 def test_targets_lean_to_the_least_head():
-    assert float(bearl.soft_minimum(jnp.asarray([[2.0], [6.0]]))[0]) == 3.0
+    assert float(actor_critic.soft_minimum(jnp.asarray([[2.0], [6.0]]))[0]) == 3.0
 
 
 def test_the_multiplier_is_a_pid_controller_with_a_bound():
-    config = bearl.Config(max_multiplier=2.0)
-    state = bearl.Multiplier(*(jnp.zeros(()),) * 3)
-    integral, before, found = 0.0, 0.0, []
+    gains, start = (0.1, 0.003, 0.001), actor_critic.Multiplier(*(jnp.zeros(()),) * 3)
+    state, integral, before, found = start, 0.0, 0.0, []
     for error in (1.0, 3.0, -2.0, 0.5):
-        state = bearl.multiply(config, state, jnp.asarray(error))
+        state = actor_critic.multiply(gains, 2.0, state, jnp.asarray(error))
         integral = max(0.0, integral + 0.003 * error)
         expected = 0.1 * max(error, 0.0) + integral + 0.001 * max(error - before, 0.0)
         assert float(state.value) == pytest.approx(expected, rel=1e-5)
@@ -68,12 +67,11 @@ def test_the_multiplier_is_a_pid_controller_with_a_bound():
         found.append(expected)
     assert found[0] == pytest.approx(0.104)
     for _ in range(3):
-        state = bearl.multiply(config, state, jnp.asarray(1e4))
+        state = actor_critic.multiply(gains, 2.0, state, jnp.asarray(1e4))
     assert float(state.value) == float(state.integral) == 2.0
     # Without a bound a gap that stays winds it up: 5 for 50,000 updates are 750.
-    free = dataclasses.replace(config, max_multiplier=float("inf"))
-    step = lambda _, s: bearl.multiply(free, s, jnp.asarray(5.0))  # noqa: E731
-    wound = jax.lax.fori_loop(0, 50_000, step, bearl.Multiplier(*(jnp.zeros(()),) * 3))
+    step = lambda _, s: actor_critic.multiply(gains, np.inf, s, jnp.asarray(5.0))  # noqa: E731
+    wound = jax.lax.fori_loop(0, 50_000, step, start)
     assert float(wound.value) == pytest.approx(750.0, rel=0.01)
 
 

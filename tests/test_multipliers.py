@@ -1,4 +1,4 @@
-"""Controllers of the multiplier: published vectors, closed forms, and what each mends."""
+"""Controllers of the multiplier: worked examples, closed forms, and what each mends."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ VECTORS = {  # of the released controller: costs -> lambda, and K_p after each c
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", VECTORS)
-def test_the_released_controller_gives_the_published_vectors(name):
+def test_the_released_controller_gives_the_numbers_worked_out_from_the_release(name):
     costs, expected, gains = VECTORS[name]
     found, states = trace(RELEASED, costs)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-15)
