@@ -52,7 +52,9 @@ smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary 
 	$(BIN)/python -m benchmarks.run --preset smoke --suite robustness --only oracle pi_tuned bc --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables robustness --results "$$folder"; \
 	$(BIN)/python -m benchmarks.run --preset smoke --suite fisor --only zero bc fisor --out "$$folder"; \
-	$(BIN)/python -m benchmarks.tables fisor --results "$$folder"
+	$(BIN)/python -m benchmarks.tables fisor --results "$$folder"; \
+	$(BIN)/python -m benchmarks.run --preset smoke --suite marvel --only pi_tuned sac_lag marvel --out "$$folder"; \
+	$(BIN)/python -m benchmarks.tables marvel --results "$$folder"
 
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build

@@ -72,6 +72,10 @@ DEFAULT = Config()
 PRESETS = {
     "default": DEFAULT,
     "warm-start": replace(DEFAULT, align="none"),
+    "more-steps": replace(DEFAULT, align="none", gradient_steps=250),  # as many in all
+    "warm-start-pid": replace(DEFAULT, align="none", controller=Controller()),
+    "pid": replace(DEFAULT, controller=Controller()),
+    "dual": replace(DEFAULT, controller=Controller(rule="dual", rate=0.01)),
     "fqe": replace(DEFAULT, entropy_weight=0.0, cost_entropy_weight=0.0),
     "random-critics": replace(DEFAULT, critics="random"),
     "reward-only": replace(DEFAULT, align="reward"),

@@ -116,6 +116,9 @@ RELEASED = replace(
 PRESETS = {
     "default": DEFAULT,
     "released": RELEASED,
+    "apid": replace(DEFAULT, controller=Controller(rule="apid", adaptation="symmetric")),
+    "dual": replace(DEFAULT, controller=Controller(rule="dual", rate=0.01)),
+    "more-steps": replace(DEFAULT, gradient_steps=250),  # as many as Marvel with its alignment
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},
 }
 

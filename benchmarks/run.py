@@ -11,7 +11,9 @@ Suites: `leaderboard` (every method at its default settings); `robustness` (the 
 the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
 `picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
 targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, BC and IQL on the
-`mixed` data, on less of it, on parts of it, and on noisy measurements).
+`mixed` data, on less of it, on parts of it, and on noisy measurements); `marvel` (that of arXiv
+2412.04426: fine-tuning in the environment, after CPQ on the `mixed` data; `.curves.csv` has every
+update of every seed).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
 the `mixed` data BC, IQL and FISOR only; of suite `fisor` all of it in start-up, less elsewhere),
@@ -47,7 +49,7 @@ from flax import serialization
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import polycstr_jax
-from algos import fisor
+from algos import fisor, marvel
 from algos.common import Algorithm, train_seeds
 from benchmarks import conditions, training_sets
 from benchmarks.conditions import Condition
@@ -64,7 +66,11 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql+": ("picnn", {"base": "iql"}),
     "cpq": ("cpq", {}),
     "fisor": ("fisor", {}),
+    "sac_lag": ("sac_lag", {}),
+    "marvel": ("marvel", {}),
+    "o2o": ("o2o_baselines", {}),
 }
+ONLINE = ("sac_lag", "marvel", "o2o")  # they train in the environment: suite marvel
 OF_PI = ("bc", "bc+", "iql", "iql+")  # methods trained on the `pi` data, which know no cost
 REFERENCES = (
     *("oracle", "unconstrained", "horizon10", "horizon2", "pi_tuned", "pi_tuned_all"),
@@ -73,7 +79,20 @@ REFERENCES = (
 HORIZONS = {"horizon10": 10, "horizon2": 2}  # intervals
 NUM_RANDOM_SEEDS = 8  # of the random controller
 ON_AN_ACCELERATOR = ("paper", "first-commit")  # variants of FISOR too long for a CPU
-VARIANTS = {"fisor": tuple(fisor.PRESETS), "cpq": ("limit0", "limit2", "limit5")}  # suite fisor
+VARIANTS = {  # of the suites fisor and marvel
+    "fisor": tuple(fisor.PRESETS),
+    "cpq": ("limit0", "limit2", "limit5"),
+    "sac_lag": ("default", "apid", "dual", "more-steps"),
+    "marvel": (
+        *("default", "warm-start", "more-steps", "fqe", "random-critics"),
+        *("reward-only", "cost-only", "pid", "dual", "warm-start-pid"),
+    ),
+    "o2o_baselines": ("jsrl", "pex", "so2"),
+}
+CURVES = (  # of what is trained online, kept for every update
+    *("episode_return", "episode_cost", "violated", "above_limit", "peak_temperature"),
+    *("multiplier", "proportional", "integral", "derivative", "temperature"),
+)
 SHARED = ("common", "actor_critic", "multipliers")  # files of algos/ that others import
 DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
@@ -94,6 +113,7 @@ class Preset(NamedTuple):
     methods: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (by data set; all if not named)
     # Of suite `fisor`: its variants outside start-up, where changed data are left out; None: all.
     elsewhere: tuple[str, ...] | None = None
+    variants: tuple[str, ...] | None = None  # of what is trained; None: all of the suite's
 
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
@@ -134,6 +154,9 @@ OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi
 OF_MIXED["mixed"] = ("bc", "iql", "cpq", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
+MARVEL_PRESETS = presets_of(16, {"mixed": ("cpq", *ONLINE)}, "mixed")
+MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(scenarios=("startup",))
+MARVEL_PRESETS["smoke"] = MARVEL_PRESETS["smoke"]._replace(num_updates=2, variants=("default",))
 SUITES = {
     "leaderboard": Suite(PRESETS, REFERENCES, conditions.LEADERBOARD, True),
     # The unconstrained optimum of changed plants is not known.
@@ -150,6 +173,12 @@ SUITES = {
         False,
     ),
     "fisor": Suite(FISOR_PRESETS, REFERENCES, conditions.FISOR, True),
+    "marvel": Suite(
+        MARVEL_PRESETS,
+        ("oracle", "pi_tuned"),
+        conditions.of_starts("nominal", "wide", "hot"),
+        False,
+    ),
 }
 
 
@@ -180,7 +209,7 @@ class Args:
     """Run the benchmark; finished cells are skipped."""
 
     preset: Literal["smoke", "quick", "full"] = "quick"
-    suite: Literal["leaderboard", "robustness", "picnn", "fisor"] = "leaderboard"
+    suite: Literal["leaderboard", "robustness", "picnn", "fisor", "marvel"] = "leaderboard"
     out: Path = Path("results")  # results folder
     only: tuple[str, ...] = ()  # methods to run; all if empty
     force: bool = False  # run finished cells again; policies trained before are kept
@@ -209,7 +238,8 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                 config["tuned"] = file_hash([PACKAGE / "tuned_pi.json"])
             cells.append(Cell(scenario, "pi", method, "default", config, under, find_doomed))
     for dataset in preset.datasets:
-        methods = preset.methods.get(dataset, tuple(METHODS))
+        offline = tuple(method for method in METHODS if method not in ONLINE)
+        methods = preset.methods.get(dataset, offline)
         for scenario in preset.scenarios:
             only = preset.elsewhere if scenario != "startup" else None
             if only and dataset not in data.DATASETS:
@@ -217,12 +247,15 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
             for method, variant, module, settings, base in plan_methods(suite, methods, dataset):
                 if only and variant not in only:
                     continue
+                if preset.variants and variant not in preset.variants:
+                    continue
                 if preset.num_updates:
                     settings, base = (
                         config and dataclasses.replace(config, num_updates=preset.num_updates)
                         for config in (settings, base)
                     )
                 files = [module] if base is None else [module, METHODS[settings.base][0]]
+                files += ["sac_lag", "marvel"] if method in ONLINE else []
                 config = {
                     "method": method,
                     "algorithm_source": file_hash(REPOSITORY / f"algos/{x}.py" for x in files),
@@ -254,11 +287,14 @@ def plan_methods(suite: str, methods, dataset: str):
             presets = importlib.import_module(f"algos.{file}").PRESETS
             if file in VARIANTS:
                 # On the changed data only as it is by default.
-                whole = suite == "fisor" and dataset == "mixed"
+                whole = suite in ("fisor", "marvel") and dataset == "mixed"
                 for variant in VARIANTS[file] if whole else ("default",):
                     too_long = variant in ON_AN_ACCELERATOR and jax.default_backend() == "cpu"
                     if not too_long:
-                        yield method, variant, file, presets[variant], None
+                        settings = presets[variant]
+                        around = hasattr(settings, "base")
+                        base = marvel.make_base(settings).config if around else None
+                        yield method, variant, file, settings, base
                 continue
             settings = dataclasses.replace(presets["default"], track=track, **changes)
             if file != "picnn":
@@ -309,7 +345,23 @@ def data_hash(dataset: str) -> str:
 
 # Doom is None where a suite does not look for it.
 Result = tuple[EpisodeMetrics, viability.Doom | None]
-Outcome = tuple[dict[str, Result], dict[str, float]]
+
+
+class Outcome(NamedTuple):
+    """What a method does: metrics (S, E) by condition, and the seconds that it took."""
+
+    results: dict[str, Result]
+    seconds: dict[str, float]
+    curves: dict[str, np.ndarray] = {}  # noqa: RUF012 (S, updates) each, of what trains online
+
+
+class Trained(NamedTuple):
+    """Seeds, without the optimiser's states."""
+
+    states: Any
+    seconds: dict[str, float]
+    curves: dict[str, np.ndarray]
+
 
 # One environment and one PI controller for all scenarios, which are data: compiled once.
 ENV = PolyCSTR()
@@ -341,7 +393,7 @@ def run_reference(cell: Cell) -> Outcome:
         ]
         found = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
         results[condition.name] = found if judge else (found, None)
-    return results, {"total": time.perf_counter() - started}
+    return Outcome(results, {"total": time.perf_counter() - started})
 
 
 def reference(method: str, scenario: str, condition: Condition):
@@ -428,9 +480,10 @@ def build(file: str, config, base: Algorithm | None) -> Algorithm:
     return make_train(config, ENV, ENV.default_params, **layer)
 
 
-def train(algorithm: Algorithm, training, cell: Cell, first: int):
-    """States of the seeds `first`, `first` + 1, ... (`seed_width` of them), without those of the
-    optimiser, and the seconds it took, a base's apart; from `.cache/trained` if they are there."""
+def train(algorithm: Algorithm, training, cell: Cell, first: int) -> Trained:
+    """The seeds `first`, `first` + 1, ... (`seed_width` of them), and the seconds it took, a
+    base's apart; from `.cache/trained` if they are there. Curves are kept of what trains online,
+    a point an update."""
     layers = [algorithm] if algorithm.base is None else [algorithm, algorithm.base]
     parts = [
         *(cell.config[name] for name in ("source", "data", "versions", "backend")),
@@ -443,26 +496,36 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int):
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     path = TRAINED / f"{digest}.msgpack"
     rngs = jax.vmap(jax.random.key)(first + np.arange(cell.config["seed_width"]))
-    base = () if algorithm.base is None else (train(algorithm.base, training, cell, first)[0],)
+    base = () if algorithm.base is None else (train(algorithm.base, training, cell, first).states,)
     in_axes = (0, None, 0)[: 2 + len(base)]
     empty = jax.eval_shape(jax.vmap(algorithm.init, in_axes), rngs, training, *base)
+    online = hasattr(algorithm.config, "gradient_steps")
+    num_updates = algorithm.config.num_updates
     if path.exists():
         try:
-            kept = {"states": empty._replace(opt_state=()), "seconds": {"compile": 0.0, "run": 0.0}}
-            kept = serialization.from_bytes(kept, path.read_bytes())
-            return kept["states"], kept["seconds"]
+            curves = {name: np.zeros(0) for name in CURVES} if online else {}
+            kept = Trained(without_what_ends(empty), {"compile": 0.0, "run": 0.0}, curves)
+            return serialization.from_bytes(kept, path.read_bytes())
         except Exception:  # damaged, in one of many ways: trained again
             path.unlink()
-    states, _, seconds = train_seeds(
+    states, curves, seconds = train_seeds(
         algorithm,
         training,
         rngs,
-        algorithm.config.num_updates,
+        num_updates,
+        num_chunks=num_updates if online else 20,
         base_states=base[0] if base else None,
     )
-    kept = {"states": jax.device_get(states._replace(opt_state=())), "seconds": seconds}
+    curves = {name: curves[name] for name in CURVES} if online else {}
+    kept = Trained(jax.device_get(without_what_ends(states)), seconds, curves)
     write_atomically(path, lambda out: out.write(serialization.to_bytes(kept)))
-    return kept["states"], seconds
+    return kept
+
+
+def without_what_ends(states):
+    """Without what only training needs: the optimisers' states, and the replay."""
+    states = states._replace(opt_state=())
+    return states._replace(replay=()) if hasattr(states, "replay") else states
 
 
 def training_settings(algorithm: Algorithm) -> dict[str, Any]:
@@ -487,9 +550,11 @@ def run_algorithm(cell: Cell) -> Outcome:
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0}
     batches: dict[str, list] = {condition.name: [] for condition in cell.conditions}
+    learned: list[dict[str, np.ndarray]] = []
     for first in range(0, num_seeds, width):
         # A last, narrower batch is padded: results depend on the width by rounding.
-        states, spent = train(algorithm, training, cell, first)
+        states, spent, curves = train(algorithm, training, cell, first)
+        learned.append(curves)
         started = time.perf_counter()
         for condition in cell.conditions:
             found = evaluate.evaluate_policies(
@@ -510,7 +575,10 @@ def run_algorithm(cell: Cell) -> Outcome:
         name: jax.tree.map(lambda *x: np.concatenate(x)[:num_seeds], *parts)
         for name, parts in batches.items()
     }
-    return results, seconds
+    curves = {
+        name: np.concatenate([part[name] for part in learned])[:num_seeds] for name in learned[0]
+    }
+    return Outcome(results, seconds, curves)
 
 
 # --- Results ---
@@ -656,6 +724,17 @@ def write_episodes(folder: Path, cell: Cell, results: dict[str, Any]) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
+def write_curves(folder: Path, cell: Cell, curves: dict[str, np.ndarray]) -> None:
+    """Write <cell>.curves.csv: a row a seed and update."""
+    num_seeds, num_updates = next(iter(curves.values())).shape
+    seed, update = np.indices((num_seeds, num_updates)).reshape(2, -1)
+    columns = {"seed": seed, "update": update}
+    columns |= {name: np.asarray(curve).reshape(-1) for name, curve in curves.items()}
+    table = pd.DataFrame(columns).to_csv(index=False, float_format="%.5g")
+    path = folder / f"{cell.name}.curves.csv"
+    write_atomically(path, lambda file: file.write(table.encode()))
+
+
 def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, float]) -> None:
     """Write the .csv, then the .json that declares it finished."""
     table = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
@@ -694,7 +773,9 @@ def main(args: Args) -> None:
             progress.update(task, description=f"{args.preset} {cell.name}")
             if args.force or not is_finished(folder, cell):
                 run = run_algorithm if cell.method in METHODS else run_reference
-                results, seconds = run(cell)
+                results, seconds, curves = run(cell)
+                if curves:
+                    write_curves(folder, cell, curves)
                 if args.episodes:
                     write_episodes(folder, cell, results)
                 rows = [

@@ -4,6 +4,7 @@
     python -m benchmarks.tables picnn
     python -m benchmarks.tables robustness
     python -m benchmarks.tables fisor
+    python -m benchmarks.tables marvel
 
 One table a scenario and group of starts. Doomed starts, from which the safest known policy
 violates the limit, are a group of their own. Same results, same bytes. Where a row beats an
@@ -22,7 +23,7 @@ import tyro
 from rich.table import Table
 
 import polycstr_jax
-from benchmarks import fisor_tables, robustness_tables
+from benchmarks import fisor_tables, marvel_tables, robustness_tables
 from benchmarks.run import REFERENCES
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
@@ -78,9 +79,9 @@ REQUIRED = {
 class Args:
     """Print and write the leaderboard, or the tables of a paper."""
 
-    table: tyro.conf.Positional[Literal["leaderboard", "picnn", "robustness", "fisor"]] = (
-        "leaderboard"
-    )
+    table: tyro.conf.Positional[
+        Literal["leaderboard", "picnn", "robustness", "fisor", "marvel"]
+    ] = "leaderboard"
     results: Path = Path("results")  # folder with <preset>/<table>
     preset: str | None = None  # full, quick or smoke; the largest there is if not given
 
@@ -544,6 +545,29 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
     )
 
 
+def write_marvel(results: pd.DataFrame, folder: Path, preset: str) -> None:
+    """Print and write the tables of arXiv 2412.04426, with a figure a scenario."""
+    curves = marvel_tables.read_curves(folder / "marvel")
+    found, compared = marvel_tables.table(results, curves), marvel_tables.claims(results, curves)
+    shown = ("method", "variant", "violating intervals", "runaways", "gap closed")
+    for scenario, rows in found.groupby("scenario", sort=False):
+        print_table(scenario, rows, {name: marvel_tables.COLUMNS[name] for name in shown})
+        path = folder / f"marvel-{scenario}.png"
+        marvel_tables.figure(curves, scenario, path)
+    absent = marvel_tables.missing(results)
+    not_run = [f"Not run: {'; '.join(absent)}."] if absent else []
+    text = "\n\n".join([rules(), marvel_tables.HEADER, *not_run, provenance_line(results, preset)])
+    rich.print(text)
+    write_all(
+        folder,
+        {
+            "marvel.md": marvel_tables.markdown(found, compared, text, markdown_table),
+            "marvel.csv": found.to_csv(index=False, float_format="%.6g"),
+            "marvel-comparisons.csv": compared.to_csv(index=False),
+        },
+    )
+
+
 def write_leaderboard(results: pd.DataFrame, folder: Path, preset: str) -> None:
     """Print and write the leaderboard."""
     table = leaderboard(results)
@@ -588,6 +612,7 @@ def main(args: Args) -> None:
         "picnn": write_picnn,
         "robustness": write_robustness,
         "fisor": write_fisor,
+        "marvel": write_marvel,
     }
     writers[args.table](results, args.results / preset, preset)
     if beats_an_optimum(results):

@@ -1,0 +1,226 @@
+"""The tables of arXiv 2412.04426 on this benchmark; `benchmarks.tables marvel` calls it."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import polycstr_jax
+from benchmarks.run import ONLINE, SUITES, VARIANTS, plan_cells
+from polycstr_jax import stats
+from polycstr_jax.data import EPISODE_LENGTH, write_atomically
+from polycstr_jax.env import EnvParams
+
+COLUMNS = {
+    "method": "{}",
+    "variant": "{}",
+    "seeds": "{:d}",
+    "interactions": "{:d}",
+    "gradient steps": "{:d}",
+    "violating intervals": "{:.1f}",
+    "their interval": "{}",
+    "above the limit": "{:.3f}",
+    "runaways": "{:.2f}",
+    "mean return": "{:.0f}",
+    "gap closed": "{:.1f}",
+    "its interval": "{}",
+    "P(violation) nominal": "{:.3f}",
+    "P(violation) hot": "{:.3f}",
+}
+CLAIMS = (  # a statement, and what is compared with what
+    ("the alignment helps", ("marvel", "default"), ("marvel", "warm-start")),
+    ("beyond the gradient steps", ("marvel", "default"), ("marvel", "more-steps")),
+    ("beyond fitted Q evaluation", ("marvel", "default"), ("marvel", "fqe")),
+    ("with offline critics to begin with", ("marvel", "default"), ("marvel", "random-critics")),
+    ("the adaptive PID helps beyond a PID", ("marvel", "default"), ("marvel", "pid")),
+    ("without the alignment, too", ("marvel", "warm-start"), ("marvel", "warm-start-pid")),
+    ("from scratch, too", ("sac_lag", "apid"), ("sac_lag", "default")),
+    ("fine-tuning beats training from scratch", ("marvel", "default"), ("sac_lag", "more-steps")),
+)
+HEADER = (
+    "Training in the environment after CPQ on the `mixed` data, or from scratch (`sac_lag`). In "
+    "training: the violating intervals of all episodes, the share of episodes above the cost "
+    "limit, episodes that ran away, and the mean return of an episode, means over seeds. After "
+    "it, of the policy's mean action on the evaluation starts: gap closed (nominal starts, IQM), "
+    "and P(violation), of hot starts those that can be saved. Intervals: bootstrap over seeds, "
+    "95 %. Gradient steps count the alignment's. CPQ's row is the policy that is handed over."
+)
+
+
+def read_curves(folder: Path) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Curves of the finished cells of a folder by (scenario, method, variant)."""
+    found = {}
+    for path in sorted(folder.glob("*/*.curves.csv")):
+        description = path.with_name(path.name.replace(".curves.csv", ".json"))
+        if description.exists():
+            method, variant = description.stem.split("@")
+            curves = pd.read_csv(path)
+            curves.attrs = json.loads(description.read_text())["config"]["config"]
+            found[path.parent.name.split("-")[0], method, variant] = curves
+    return found
+
+
+def training_of(curves: pd.DataFrame) -> pd.DataFrame:
+    """Of each seed: violating intervals, share of episodes above the limit, runaways, return."""
+    episodes = curves.attrs["num_episodes"]
+    by_seed = curves.groupby("seed")
+    hot = curves["peak_temperature"] > EnvParams().runaway_temperature
+    return pd.DataFrame(
+        {
+            "violating intervals": episodes * by_seed["episode_cost"].sum(),
+            "above the limit": by_seed["above_limit"].mean(),
+            "runaways": hot.groupby(curves["seed"]).sum(),
+            "mean return": by_seed["episode_return"].mean(),
+        }
+    )
+
+
+def table(results: pd.DataFrame, curves) -> pd.DataFrame:
+    """One row a scenario, method and variant, in the order in which they are planned."""
+    rows = []
+    order = [("cpq", variant) for variant in VARIANTS["cpq"]]
+    files = {"sac_lag": "sac_lag", "marvel": "marvel", "o2o": "o2o_baselines"}
+    order += [(method, variant) for method in ONLINE for variant in VARIANTS[files[method]]]
+    for scenario in polycstr_jax.SCENARIOS:
+        for method, variant in order:
+            cell = results[
+                (results.scenario == scenario)
+                & (results.method == method)
+                & (results.variant == variant)
+            ]
+            if not len(cell):
+                continue
+            nominal, hot = (cell[cell.starts == kind] for kind in ("nominal", "hot"))
+            gap = stats.seed_bootstrap(nominal["gap_closed"].to_numpy())
+            row = {
+                "scenario": scenario,
+                "method": method,
+                "variant": variant,
+                "seeds": len(nominal),
+                "interactions": 0,
+                "gradient steps": 0,
+                "gap closed": gap.value,
+                "its interval": interval(gap, 1),
+                "P(violation) nominal": nominal["violated"].mean(),
+                "P(violation) hot": hot["violated"].mean(),
+            }
+            found = curves.get((scenario, method, variant))
+            if found is not None:
+                of_seeds, config = training_of(found), found.attrs
+                total = stats.seed_bootstrap(of_seeds["violating intervals"].to_numpy(), np.mean)
+                updates = config["num_updates"]
+                aligned = config.get("align", "none") != "none"
+                row |= of_seeds.mean().to_dict()
+                row |= {
+                    "their interval": interval(total, 1),
+                    "interactions": updates * config["num_episodes"] * EPISODE_LENGTH,
+                    "gradient steps": updates * config["gradient_steps"]
+                    + (config["vpa_updates"] if aligned else 0),
+                }
+            rows.append(row)
+    found = pd.DataFrame(rows)
+    return found.reindex(columns=["scenario", *COLUMNS])
+
+
+def interval(found: stats.Interval, digits: int) -> str:
+    if np.isnan(found.low):
+        return "-"
+    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def claims(results: pd.DataFrame, curves) -> pd.DataFrame:
+    """Differences of means over seeds, the first less the second, with 95 % intervals: of violating
+    intervals in training, of the mean return in training, and of the gap closed afterwards. Seeds
+    of two arms share no random number, so both are resampled."""
+    rows = []
+    nominal = results[results.starts == "nominal"]
+    for scenario in polycstr_jax.SCENARIOS:
+        cells = {
+            key: cell.set_index("seed")["gap_closed"]
+            for key, cell in nominal[nominal.scenario == scenario].groupby(["method", "variant"])
+        }
+        for statement, ours, other in CLAIMS:
+            both = [curves.get((scenario, *arm)) for arm in (ours, other)]
+            if any(found is None for found in both):
+                continue
+            first, second = (training_of(found) for found in both)
+            row = {"scenario": scenario, "statement": statement}
+            row["arms"] = " - ".join("@".join(arm) for arm in (ours, other))
+            for name in ("violating intervals", "mean return"):
+                found = stats.difference_of_means(first[name].to_numpy(), second[name].to_numpy())
+                row[name] = f"{found.value:+.1f} {interval(found, 1)}"
+            found = stats.difference_of_means(cells[ours].to_numpy(), cells[other].to_numpy())
+            row["gap closed"] = f"{found.value:+.1f} {interval(found, 1)}"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def missing(results: pd.DataFrame) -> list[str]:
+    """Arms of the full size that the results lack, a scenario each, `method@variant, ...`."""
+    keys = ["scenario", "method", "variant"]
+    there = set(results[keys].itertuples(index=False, name=None))
+    absent: dict[str, list[str]] = {}
+    planned: dict[str, int] = {}
+    for cell in plan_cells(SUITES["marvel"].presets["full"], "marvel"):
+        if cell.algorithm_config is None:
+            continue
+        planned[cell.scenario] = planned.get(cell.scenario, 0) + 1
+        if (cell.scenario, cell.method, cell.variant) not in there:
+            absent.setdefault(cell.scenario, []).append(f"{cell.method}@{cell.variant}")
+    return [
+        f"{scenario}: {'all' if len(arms) == planned[scenario] else ', '.join(arms)}"
+        for scenario, arms in absent.items()
+    ]
+
+
+def markdown(found: pd.DataFrame, compared: pd.DataFrame, text: str, to_table) -> str:
+    """The tables as Markdown; `to_table(rows, columns)` writes one."""
+    parts = ["# Tables of arXiv 2412.04426", text]
+    for scenario, rows in found.groupby("scenario", sort=False):
+        parts += [f"## {scenario}", to_table(rows, COLUMNS)]
+    if len(compared):
+        parts += ["## What helps", " ".join(claims.__doc__.split())]
+        parts.append(to_table(compared, {name: "{}" for name in compared.columns}))
+    return "\n\n".join(parts) + "\n"
+
+
+DRAWN = {  # arm -> colour, line
+    ("sac_lag", "default"): ("0.4", ":"),
+    ("marvel", "warm-start"): ("#d97706", "-"),
+    ("marvel", "default"): ("#1f5fa8", "-"),
+    ("marvel", "pid"): ("#1f5fa8", "--"),
+    ("o2o", "jsrl"): ("#15803d", "-"),
+    ("o2o", "pex"): ("#15803d", "--"),
+    ("o2o", "so2"): ("#15803d", ":"),
+}
+
+
+def figure(curves, scenario: str, path: Path) -> None:
+    """Return and cost of the training episodes against interactions: median, and middle half."""
+    fig, axes = plt.subplots(2, 1, figsize=(7.0, 6.0), sharex=True, layout="constrained")
+    for (method, variant), (colour, line) in DRAWN.items():
+        found = curves.get((scenario, method, variant))
+        if found is None:
+            continue
+        at = None
+        for axis, name in zip(axes, ("episode_return", "episode_cost"), strict=True):
+            # Ten updates together: single episodes begin anywhere.
+            smooth = found.assign(update=found["update"] // 10).groupby(["seed", "update"])[name]
+            of_seeds = smooth.mean().unstack()
+            per_update = found.attrs["num_episodes"] * EPISODE_LENGTH
+            at = (of_seeds.columns.to_numpy() * 10 + 5) * per_update
+            low, middle, high = np.quantile(of_seeds.to_numpy(), (0.25, 0.5, 0.75), axis=0)
+            axis.plot(at, middle, color=colour, linestyle=line, label=f"{method}@{variant}")
+            axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0.0)
+    axes[0].set(yscale="symlog", ylabel="return of an episode", title=scenario)
+    axes[1].set(yscale="symlog", ylabel="violating intervals", xlabel="interactions")
+    axes[1].axhline(2.0, color="0.2", linewidth=0.8)
+    axes[0].legend(fontsize=7)
+    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
+    plt.close(fig)

@@ -1,0 +1,130 @@
+"""The tables of arXiv 2412.04426: what is counted in training, and what is compared."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import marvel_tables
+from benchmarks.run import CURVES, METHODS, ONLINE, SUITES, VARIANTS, plan_cells
+from benchmarks.tables import markdown_table
+
+SEEDS = 8
+
+
+def results_of(method, variant, gap):
+    """Rows of a cell whose gap closed is `gap` + 0.1 a seed."""
+    return pd.DataFrame(
+        [
+            {
+                "scenario": "startup",
+                "dataset": "mixed",
+                "method": method,
+                "variant": variant,
+                "starts": kind,
+                "seed": seed,
+                "gap_closed": gap + 0.1 * seed,
+                "violated": 0.25 if kind == "hot" else 0.0,
+            }
+            for seed in range(SEEDS)
+            for kind in ("nominal", "hot")
+        ]
+    )
+
+
+def curves_of(cost, num_updates=4, **config):
+    """Of seeds that differ by one violating interval each; every other episode runs away."""
+    seed, update = np.indices((SEEDS, num_updates)).reshape(2, -1)
+    curves = pd.DataFrame({"seed": seed, "update": update} | dict.fromkeys(CURVES, 0.0))
+    curves["episode_cost"] = cost + (update == 0) * seed
+    curves["above_limit"] = (update == 0).astype(float)
+    curves["episode_return"] = -1_000.0 * (update + 1)
+    curves["peak_temperature"] = np.where(update % 2, 390.0, 351.0)
+    settings = {"num_updates": num_updates, "num_episodes": 1, "gradient_steps": 200}
+    curves.attrs = settings | config
+    return curves
+
+
+ARMS = {
+    ("marvel", "default"): (70.0, curves_of(1.0, align="both", vpa_updates=5_000)),
+    ("marvel", "warm-start"): (60.0, curves_of(3.0, align="none", vpa_updates=5_000)),
+    ("sac_lag", "default"): (75.0, curves_of(20.0)),
+}
+RESULTS = pd.concat(
+    [results_of("cpq", "limit2", -50.0), *(results_of(*arm, gap) for arm, (gap, _) in ARMS.items())]
+)
+FOUND = {("startup", *arm): curves for arm, (_, curves) in ARMS.items()}
+
+
+def test_training_is_counted_over_all_episodes_of_a_seed():
+    counted = marvel_tables.training_of(curves_of(3.0))
+    np.testing.assert_allclose(counted["violating intervals"], 12.0 + np.arange(SEEDS))
+    assert set(counted["above the limit"]) == {0.25} and set(counted["runaways"]) == {2}
+    assert set(counted["mean return"]) == {-2_500.0}
+    twice = marvel_tables.training_of(curves_of(3.0, num_episodes=2))
+    np.testing.assert_allclose(twice["violating intervals"], 2.0 * (12.0 + np.arange(SEEDS)))
+
+
+def test_a_row_has_its_budget_and_what_came_of_it():
+    table = marvel_tables.table(RESULTS, FOUND).set_index(["method", "variant"])
+    assert list(table.index) == [("cpq", "limit2"), ("sac_lag", "default"), *list(ARMS)[:2]]
+    row = table.loc[("marvel", "default")]
+    assert row["interactions"] == 4 * 200 and row["gradient steps"] == 4 * 200 + 5_000
+    assert row["violating intervals"] == pytest.approx(4.0 + 3.5)
+    assert row["gap closed"] == pytest.approx(70.35) and row["P(violation) hot"] == 0.25
+    assert table.loc[("marvel", "warm-start"), "gradient steps"] == 4 * 200  # nothing is aligned
+    assert table.loc[("cpq", "limit2"), "interactions"] == 0
+
+
+def test_arms_are_compared_where_both_are_there():
+    claims = marvel_tables.claims(RESULTS, FOUND)
+    assert claims["arms"].tolist() == ["marvel@default - marvel@warm-start"]
+    assert claims["violating intervals"][0].startswith("-8.0 [")
+    assert claims["gap closed"][0].startswith("+10.0 [")
+    for _, *arms in marvel_tables.CLAIMS:
+        for method, variant in arms:
+            assert variant in VARIANTS[METHODS[method][0]]
+
+
+def test_what_was_not_run_is_named():
+    absent = dict(line.split(": ") for line in marvel_tables.missing(RESULTS))
+    assert absent["grade_up"] == absent["grade_down"] == "all"
+    lacking = absent["startup"].split(", ")
+    assert {"marvel@fqe", "o2o@pex", "cpq@limit0"} <= set(lacking)
+    assert not {"marvel@default", "cpq@limit2"} & set(lacking)
+
+
+def test_curves_are_read_with_the_settings_they_were_made_with(tmp_path):
+    folder = tmp_path / "startup-mixed"
+    folder.mkdir()
+    curves = curves_of(1.0)
+    curves.to_csv(folder / "marvel@pid.curves.csv", index=False)
+    assert marvel_tables.read_curves(tmp_path) == {}  # not finished
+    settings = {"config": {"config": curves.attrs}}
+    (folder / "marvel@pid.json").write_text(json.dumps(settings))
+    found = marvel_tables.read_curves(tmp_path)["startup", "marvel", "pid"]
+    assert found.attrs == curves.attrs
+    pd.testing.assert_frame_equal(found, curves, check_dtype=False)
+
+
+def test_tables_and_figure_are_written(tmp_path):
+    table, claims = marvel_tables.table(RESULTS, FOUND), marvel_tables.claims(RESULTS, FOUND)
+    text = marvel_tables.markdown(table, claims, "text", markdown_table)
+    assert "| marvel" in text and "## What helps" in text
+    marvel_tables.figure(FOUND, "startup", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_suite_trains_every_arm_around_the_same_offline_policy():
+    cells = plan_cells(SUITES["marvel"].presets["quick"], "marvel")
+    arms = {(c.method, c.variant): c for c in cells if c.algorithm_config is not None}
+    assert {c.scenario for c in arms.values()} == {"startup"}
+    bases = {c.base_config for c in arms.values() if c.method in ("marvel", "o2o")}
+    assert len(bases) == 1  # trained once, and kept
+    for (method, variant), cell in arms.items():
+        assert (cell.base_config is None) == (method in ("sac_lag", "cpq"))
+        assert variant in VARIANTS[METHODS[method][0]]
+    assert {method for method, _ in arms} == {"cpq", *ONLINE}
+    smoke = plan_cells(SUITES["marvel"].presets["smoke"], "marvel")
+    assert {c.variant for c in smoke} == {"default"}
