@@ -98,12 +98,14 @@ def small_base(name):
 
 @pytest.fixture(scope="module", params=NAMES)
 def algorithm(request):
-    return small_algorithm(request.param)
+    yield small_algorithm(request.param)
+    jax.clear_caches()  # as conftest's `free_programs`: together they are too many
 
 
 @pytest.fixture(scope="module", params=LAYERS)
 def layer(request):
-    return small_algorithm(request.param)
+    yield small_algorithm(request.param)
+    jax.clear_caches()
 
 
 def initial_state(functions, rng, data):
