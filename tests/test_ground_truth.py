@@ -13,8 +13,6 @@ from polycstr_jax import evaluate
 from polycstr_jax.env import PolyCSTR, initial_state, scenario_params
 from tests.exact import exact_interval
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def test_scipys_replay_is_the_published_plant():
     starts, params = evaluate.starts("grade_up", "hot"), scenario_params("grade_up")
