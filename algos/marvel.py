@@ -27,7 +27,6 @@ another unit of actions, discount or limit.
 Run: python algos/marvel.py --scenario startup --dataset mixed --num-seeds 8
 """
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -44,12 +43,19 @@ from algos.actor_critic import (
     squashed_sample,
     twin_values,
 )
-from algos.common import LAYER_KEY, MLP, Algorithm, check_range, command_line, sample_batch
+from algos.common import (
+    LAYER_KEY,
+    MLP,
+    Algorithm,
+    check_range,
+    command_line,
+    sample_batch,
+    to_unit,
+)
 from algos.multipliers import Controller
 
 Base = Literal["cpq", "bearl"]
 Align = Literal["both", "reward", "cost", "none"]
-APID = Controller(rule="apid", adaptation="symmetric")
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Config(sac_lag.Config):
     entropy_weight: float = 0.01  # alpha of VPA
     cost_entropy_weight: float = 0.001  # alpha_c
     initial_temperature: float = 0.01  # of SAC, as alpha
-    controller: Controller = APID
+    controller: Controller = sac_lag.APID
     multiplier_scale: float | None = None  # None: measured
 
 
@@ -73,9 +79,9 @@ PRESETS = {
     "default": DEFAULT,
     "warm-start": replace(DEFAULT, align="none"),
     "more-steps": replace(DEFAULT, align="none", gradient_steps=250),  # as many in all
-    "warm-start-pid": replace(DEFAULT, align="none", controller=Controller()),
-    "pid": replace(DEFAULT, controller=Controller()),
-    "dual": replace(DEFAULT, controller=Controller(rule="dual", rate=0.01)),
+    "warm-start-pid": replace(DEFAULT, align="none", controller=sac_lag.PID),
+    "pid": replace(DEFAULT, controller=sac_lag.PID),
+    "dual": replace(DEFAULT, controller=sac_lag.DUAL),
     "fqe": replace(DEFAULT, entropy_weight=0.0, cost_entropy_weight=0.0),
     "random-critics": replace(DEFAULT, critics="random"),
     "reward-only": replace(DEFAULT, align="reward"),
@@ -143,13 +149,12 @@ def align(config: Config, state, data, rng):
     actor = SquashedActor(config.hidden, data.action.shape[-1])
     rate = optax.adam(config.vpa_rate)
     optimise = sac_lag.Params(rate, rate, rate, rate)
-    unit = functools.partial(sac_lag.to_unit, config.action_unit)
 
     def one(carry, key):
         params, targets, opt_state = carry
         keys = jax.random.split(key)
         batch = sample_batch(keys[0], data, config.batch_size)
-        action = unit(batch.action, state.normaliser.action_std)
+        action = to_unit(config.action_unit, batch.action, state.normaliser.action_std)
         mean, log_std = actor.apply(params.actor, batch.next_obs)
         following, log_density = squashed_sample(mean, log_std, keys[1])
         ended = batch.terminated
@@ -191,7 +196,7 @@ def unit_of_lambda(config: Config, state, data):
     stride = max(1, data.obs.shape[0] // 4_096)
     scalar, obs = MLP(config.hidden, 1), data.obs[::stride]
     std = state.normaliser.action_std
-    action = sac_lag.to_unit(config.action_unit, data.action[::stride], std)
+    action = to_unit(config.action_unit, data.action[::stride], std)
     value = twin_values(scalar, state.params.critic, obs, action)
     cost = twin_values(scalar, state.params.cost_critic, obs, action)
     return jnp.median(jnp.abs(value)) / jnp.maximum(jnp.median(jnp.abs(cost)), 0.01)
@@ -218,9 +223,8 @@ def check_config(config: Config, env_params) -> None:
     one = "one number: the offline algorithms know one cost"
     check_range(config, ("cost_limits",), one, lambda x: len(x) == 1)
     sac_lag.check_config(online_config(config), env_params)
-    finite = ("cost_entropy_weight",)
     check_range(config, ("entropy_weight",), "0 or more", lambda x: x >= 0.0)
-    check_range(config, finite, "a finite number", lambda x: np.isfinite(x))
+    check_range(config, ("cost_entropy_weight",), "a finite number", np.isfinite)
     check_range(config, ("vpa_updates",), "0 or more", lambda x: x >= 0)
     check_range(config, ("vpa_rate",), "above 0", lambda x: x > 0.0)
 

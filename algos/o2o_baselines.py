@@ -15,8 +15,9 @@ Marvel (`algos/marvel.py`), with its multiplier, its episodes and its gradient s
 PEX's choice asks the reward alone, as published: cost plays no part in it.
 
 Deviations from the paper: its release gives each of them fewer gradient steps an episode than
-Marvel, 4 to 25 times, and divides JSRL's cost by 25; here all have the same. SO2's other part,
-many more gradient steps, is `gradient_steps`. PEX's greedy choice one time in ten is left out.
+Marvel, 5 to 27 times, and divides JSRL's cost by 25; here all have the same. SO2's other part,
+many more gradient steps, is `gradient_steps`; its noise is not clipped in the release. What is
+evaluated is the new policy's mean action, of PEX, too.
 
 Run: python algos/o2o_baselines.py --preset pex --scenario startup --dataset mixed --num-seeds 8
 """
@@ -43,7 +44,7 @@ class Config(sac_lag.Config):
     base: marvel.Base = "cpq"
     guided: float = 1.0  # share of the updates over which pi0's share falls to 0, of jsrl
     pex_temperature: float = 1.0  # of min Q, in training rewards (release)
-    controller: Controller = marvel.APID
+    controller: Controller = sac_lag.APID
 
 
 DEFAULT = Config()
@@ -88,17 +89,10 @@ def expand(config: Config, state, rng):
     def controller(obs, key):
         key, *now = jax.random.split(key, 4)
         seen = state.normaliser.obs(obs)[None]
-        proposed = jnp.concatenate(
-            [
-                squashed_sample(*actor.apply(params, seen), draw)[0]
-                for params, draw in zip(
-                    (state.base.params.actor, state.params.actor), now[:2], strict=True
-                )
-            ]
-        )
-        value = twin_values(scalar, state.target_critic, jnp.tile(seen, (2, 1)), proposed).min(
-            axis=0
-        )
+        theirs, _ = squashed_sample(*actor.apply(state.base.params.actor, seen), now[0])
+        ours, _ = squashed_sample(*actor.apply(state.params.actor, seen), now[1])
+        proposed, twice = jnp.concatenate([theirs, ours]), jnp.tile(seen, (2, 1))
+        value = twin_values(scalar, state.target_critic, twice, proposed).min(axis=0)
         chosen = jax.random.categorical(now[2], value / config.pex_temperature)
         action = from_unit(config.action_unit, proposed, state.normaliser.action_std)
         return action[chosen], key

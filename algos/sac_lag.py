@@ -63,6 +63,8 @@ from polycstr_jax.rollout import rollout
 
 Entropy = Literal["sample", "released"]
 PID = Controller()
+APID = Controller(rule="apid", adaptation="symmetric")
+DUAL = Controller(rule="dual", rate=0.01)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ RELEASED = replace(
 PRESETS = {
     "default": DEFAULT,
     "released": RELEASED,
-    "apid": replace(DEFAULT, controller=Controller(rule="apid", adaptation="symmetric")),
-    "dual": replace(DEFAULT, controller=Controller(rule="dual", rate=0.01)),
+    "apid": replace(DEFAULT, controller=APID),
+    "dual": replace(DEFAULT, controller=DUAL),
     "more-steps": replace(DEFAULT, gradient_steps=250),  # as many as Marvel with its alignment
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},
 }

@@ -12,9 +12,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import polycstr_jax
-from benchmarks.run import ONLINE, SUITES, VARIANTS, plan_cells
+from benchmarks.figures import save
+from benchmarks.fisor_tables import interval
+from benchmarks.run import METHODS, ONLINE, SUITES, VARIANTS, plan_cells
 from polycstr_jax import stats
-from polycstr_jax.data import EPISODE_LENGTH, write_atomically
+from polycstr_jax.data import EPISODE_LENGTH
 from polycstr_jax.env import EnvParams
 
 COLUMNS = {
@@ -85,8 +87,7 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
     """One row a scenario, method and variant, in the order in which they are planned."""
     rows = []
     order = [("cpq", variant) for variant in VARIANTS["cpq"]]
-    files = {"sac_lag": "sac_lag", "marvel": "marvel", "o2o": "o2o_baselines"}
-    order += [(method, variant) for method in ONLINE for variant in VARIANTS[files[method]]]
+    order += [(method, variant) for method in ONLINE for variant in VARIANTS[METHODS[method][0]]]
     for scenario in polycstr_jax.SCENARIOS:
         for method, variant in order:
             cell = results[
@@ -126,12 +127,6 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
             rows.append(row)
     found = pd.DataFrame(rows)
     return found.reindex(columns=["scenario", *COLUMNS])
-
-
-def interval(found: stats.Interval, digits: int) -> str:
-    if np.isnan(found.low):
-        return "-"
-    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def claims(results: pd.DataFrame, curves) -> pd.DataFrame:
@@ -216,11 +211,12 @@ def figure(curves, scenario: str, path: Path) -> None:
             per_update = found.attrs["num_episodes"] * EPISODE_LENGTH
             at = (of_seeds.columns.to_numpy() * 10 + 5) * per_update
             low, middle, high = np.quantile(of_seeds.to_numpy(), (0.25, 0.5, 0.75), axis=0)
-            axis.plot(at, middle, color=colour, linestyle=line, label=f"{method}@{variant}")
+            axis.plot(
+                at, middle, color=colour, linestyle=line, marker=".", label=f"{method}@{variant}"
+            )
             axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0.0)
     axes[0].set(yscale="symlog", ylabel="return of an episode", title=scenario)
     axes[1].set(yscale="symlog", ylabel="violating intervals", xlabel="interactions")
     axes[1].axhline(2.0, color="0.2", linewidth=0.8)
     axes[0].legend(fontsize=7)
-    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
-    plt.close(fig)
+    save(fig, path)

@@ -94,6 +94,7 @@ CURVES = (  # of what is trained online, kept for every update
     *("multiplier", "proportional", "integral", "derivative", "temperature"),
 )
 SHARED = ("common", "actor_critic", "multipliers")  # files of algos/ that others import
+RESTS_ON = {"marvel": ("sac_lag",), "o2o_baselines": ("marvel", "sac_lag")}  # beside its base
 DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # in the hash
 
 
@@ -255,10 +256,9 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                         for config in (settings, base)
                     )
                 files = [module] if base is None else [module, METHODS[settings.base][0]]
-                files += ["sac_lag", "marvel"] if method in ONLINE else []
                 config = {
                     "method": method,
-                    "algorithm_source": file_hash(REPOSITORY / f"algos/{x}.py" for x in files),
+                    "algorithm_source": algorithm_hash(files),
                     "config": dataclasses.asdict(settings),
                     "scenario": scenario,
                     "dataset": dataset,
@@ -316,6 +316,12 @@ def file_hash(paths) -> str:
     for path in paths:
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def algorithm_hash(files) -> str:
+    """Hash of files of algos/, by name, and of those that they rest on."""
+    names = [name for file in files for name in (file, *RESTS_ON.get(file, ()))]
+    return file_hash(REPOSITORY / f"algos/{name}.py" for name in names)
 
 
 def source_hash() -> str:
@@ -489,7 +495,7 @@ def train(algorithm: Algorithm, training, cell: Cell, first: int) -> Trained:
         *(cell.config[name] for name in ("source", "data", "versions", "backend")),
         *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
         *(training_settings(layer) for layer in layers),
-        file_hash(sys.modules[layer.init.__module__].__file__ for layer in layers),
+        algorithm_hash(layer.init.__module__.rpartition(".")[2] for layer in layers),
         platform_key(),
         first,
     ]

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.integrate
 import scipy.stats
 
-from polycstr_jax.data import Normaliser, TrainingData
+from algos.common import discounted_limit
+from polycstr_jax.data import EPISODE_LENGTH, Normaliser, TrainingData
 
 
 def transitions(obs, action, cost, next_obs, *, constraint=None, reward=None, ended=False):
@@ -60,3 +61,16 @@ def squashed_entropy(mean, std):
         mean + 8.0 * std,
     )[0]
     return scipy.stats.norm.entropy(mean, std) + slope
+
+
+def loop_data(ended=False):
+    """One situation that never ends; reward 1 and cost 0.1 a step; every step a time-out."""
+    action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-1.0)
+    obs = jnp.ones((1_000, 3))
+    data = transitions(obs, action, 0.1, obs, reward=jnp.ones(1_000), ended=ended)
+    return data._replace(truncated=jnp.ones(1_000, bool))
+
+
+def per_episode(cost):
+    """The limit of an episode that allows a discounted cost of `cost` from any step, at 0.99."""
+    return cost / discounted_limit(1.0, 0.99, EPISODE_LENGTH)

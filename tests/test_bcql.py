@@ -10,8 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from algos import actor_critic, bcql
-from algos.common import MLP, discounted_limit
-from tests.made_up import noise, transitions
+from algos.common import MLP
+from tests.made_up import noise, per_episode, transitions
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = bcql.Config(hidden=(8,), vae_hidden=(8,), batch_size=32, num_updates=100, action_unit="box")
@@ -70,11 +70,6 @@ LEARNING = bcql.Config(
     proportional=1.0,
     timeouts="terminal",
 )
-
-
-def per_episode(cost):
-    """The limit of an episode that allows a discounted cost of `cost` from any step."""
-    return cost / discounted_limit(1.0, LEARNING.discount, 200)
 
 
 def learned_action(limit, **changes):

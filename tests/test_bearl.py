@@ -11,8 +11,8 @@ import scipy.spatial.distance
 from jax.flatten_util import ravel_pytree
 
 from algos import actor_critic, bearl
-from algos.common import MLP, discounted_limit
-from tests.made_up import noise, transitions
+from algos.common import MLP
+from tests.made_up import loop_data, noise, per_episode, transitions
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = bearl.Config(
@@ -154,11 +154,6 @@ def on_the_slope(**changes):
     return float(functions.policy(state)(jnp.ones(3), jax.random.key(1))[0]), state, metrics
 
 
-def per_episode(cost):
-    """The limit of an episode that allows a discounted cost of `cost` from any step."""
-    return cost / discounted_limit(1.0, LEARNING.discount, 200)
-
-
 def test_likeness_to_the_data_keeps_the_policy_among_them():
     free, _, _ = on_the_slope(cost_limit=per_episode(10.0), mmd_limit=10.0)
     assert free > 0.9  # nothing holds it: the critic goes on rising
@@ -169,14 +164,6 @@ def test_likeness_to_the_data_keeps_the_policy_among_them():
         assert float(state.log_dual) > 0.0
         held.append(action)
     assert held[0] < held[1] < free
-
-
-def loop_data(ended=False):
-    """One situation that never ends; reward 1 and cost 0.1 a step; every step a time-out."""
-    action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-1.0)
-    obs = jnp.ones((1_000, 3))
-    data = transitions(obs, action, 0.1, obs, reward=jnp.ones(1_000), ended=ended)
-    return data._replace(truncated=jnp.ones(1_000, bool))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from algos import actor_critic, cpq
 from algos.common import MLP, discounted_limit
-from tests.made_up import noise, transitions
+from tests.made_up import loop_data, noise, per_episode, transitions
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = cpq.Config(
@@ -241,11 +241,6 @@ def on_the_slope(**changes):
     return float(functions.policy(state)(jnp.ones(3), jax.random.key(1))[0]), state
 
 
-def per_episode(cost):
-    """The limit of an episode that allows a discounted cost of `cost` from any step."""
-    return cost / discounted_limit(1.0, LEARNING.discount, 200)
-
-
 def test_the_code_of_an_action_that_is_not_in_the_data_is_improbable():
     """At the public implementation's weight of 0.5 all codes are the prior."""
     for weight, says_something in ((0.02, True), (0.5, False)):
@@ -284,14 +279,6 @@ def test_improbable_actions_look_costly_but_as_released():
         network = MLP(LEARNING.hidden, 1)
         cost = actor_critic.twin_values(network, state.params.cost_critic, jnp.ones((1, 3)), far)
         assert (float(cost.mean()) > 1.35) != released  # 1.5 x 0.9
-
-
-def loop_data(ended=False):
-    """One situation that never ends; reward 1 and cost 0.1 a step; every step a time-out."""
-    action = jax.random.uniform(jax.random.key(3), (1_000, 1), minval=-1.0)
-    obs = jnp.ones((1_000, 3))
-    data = transitions(obs, action, 0.1, obs, reward=jnp.ones(1_000), ended=ended)
-    return data._replace(truncated=jnp.ones(1_000, bool))
 
 
 @pytest.mark.parametrize(

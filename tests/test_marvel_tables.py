@@ -1,16 +1,19 @@
 """The tables of arXiv 2412.04426: what is counted in training, and what is compared."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks import marvel_tables
-from benchmarks.run import CURVES, METHODS, ONLINE, SUITES, VARIANTS, plan_cells
+from benchmarks.run import CURVES, METHODS, ONLINE, RESTS_ON, SHARED, SUITES, VARIANTS, plan_cells
 from benchmarks.tables import markdown_table
 
 SEEDS = 8
+ALGOS = Path(__file__).parent.parent / "algos"
 
 
 def results_of(method, variant, gap):
@@ -128,3 +131,20 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
     assert {method for method, _ in arms} == {"cpq", *ONLINE}
     smoke = plan_cells(SUITES["marvel"].presets["smoke"], "marvel")
     assert {c.variant for c in smoke} == {"default"}
+
+
+def imported(file):
+    """Files of algos/ that one of them imports."""
+    tree = ast.parse((ALGOS / f"{file}.py").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    whole = {name.name for node in nodes if node.module == "algos" for name in node.names}
+    return whole | {n.module.split(".")[1] for n in nodes if n.module.startswith("algos.")}
+
+
+def test_a_hash_knows_every_file_that_an_algorithm_rests_on():
+    bases = {"bc", "iql", "cpq", "bearl"}  # hashed as what a cell's policy wraps
+    for file, _ in METHODS.values():
+        rests_on = set(RESTS_ON.get(file, ()))
+        assert imported(file) - bases <= rests_on | set(SHARED), file
+        assert rests_on >= {name for f in rests_on for name in RESTS_ON.get(f, ())}, file
+    assert imported("o2o_baselines") >= {"marvel", "sac_lag", "common"}
