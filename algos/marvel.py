@@ -13,7 +13,9 @@ A layer around an offline algorithm, CPQ or BEAR-Lag, whose policy and critics i
    a narrow policy it is below 0, and alpha_c makes its costs look smaller.
 2. SAC-Lag online (`algos/sac_lag.py`), with the adaptive PID (`algos/multipliers.py`, eq. 12-15).
    The multiplier's unit, in which its gains are given, is the median of |Q| over that of |Q_c|,
-   on the data, after the alignment (`multiplier_scale`, if it is not given).
+   on the data. Measured after the alignment it is about 8 in start-up, the default of all arms, so
+   that they differ in what they are called by; measured before it (`multiplier_scale` None, no
+   alignment), 0.1.
 
 `align` none is the paper's Warm Start; `critics` random aligns critics that know nothing.
 
@@ -71,7 +73,7 @@ class Config(sac_lag.Config):
     cost_entropy_weight: float = 0.001  # alpha_c
     initial_temperature: float = 0.01  # of SAC, as alpha
     controller: Controller = sac_lag.APID
-    multiplier_scale: float | None = None  # None: measured
+    multiplier_scale: float | None = 8.0  # None: measured at the hand-over
 
 
 DEFAULT = Config()
@@ -83,10 +85,14 @@ PRESETS = {
     "pid": replace(DEFAULT, controller=sac_lag.PID),
     "dual": replace(DEFAULT, controller=sac_lag.DUAL),
     "fqe": replace(DEFAULT, entropy_weight=0.0, cost_entropy_weight=0.0),
+    "measured-unit": replace(DEFAULT, multiplier_scale=None),
+    "warm-start-measured-unit": replace(DEFAULT, align="none", multiplier_scale=None),
     "random-critics": replace(DEFAULT, critics="random"),
     "reward-only": replace(DEFAULT, align="reward"),
     "cost-only": replace(DEFAULT, align="cost"),
+    "fixed": replace(DEFAULT, controller=sac_lag.FIXED),  # the best constant: an oracle
     "bearl": replace(DEFAULT, base="bearl"),
+    "bearl-warm-start": replace(DEFAULT, base="bearl", align="none"),
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},
 }
 

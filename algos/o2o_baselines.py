@@ -15,7 +15,8 @@ Marvel (`algos/marvel.py`), with its multiplier, its episodes and its gradient s
 PEX's choice asks the reward alone, as published: cost plays no part in it.
 
 Deviations from the paper: its release gives each of them fewer gradient steps an episode than
-Marvel, 5 to 27 times, and divides JSRL's cost by 25; here all have the same. SO2's other part,
+Marvel, 5 to 27 times, and divides JSRL's cost by 25; here all have as many, with those of its
+alignment. SO2's other part,
 many more gradient steps, is `gradient_steps`; its noise is not clipped in the release. What is
 evaluated is the new policy's mean action, of PEX, too.
 
@@ -44,6 +45,7 @@ class Config(sac_lag.Config):
     base: marvel.Base = "cpq"
     guided: float = 1.0  # share of the updates over which pi0's share falls to 0, of jsrl
     pex_temperature: float = 1.0  # of min Q, in training rewards (release)
+    gradient_steps: int = 250  # as many in all as Marvel with its alignment
     controller: Controller = sac_lag.APID
 
 

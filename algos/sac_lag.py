@@ -18,7 +18,7 @@ Deviations from the paper: its release has a "log pi" with the wrong sign in its
 mean over a batch; an actor that sees the averaged critics; a temperature that stays; no division by
 1 + lambda; time-outs that end an episode; and a multiplier that moves 20 times on the same C.
 `released` does so, a flag each, but keeps our networks and two cost critics. `default` takes one
-gradient step of 256 transitions for each step of the environment; the release takes 0.02 of 64.
+gradient step of 128 transitions for each step of the environment; the release takes 0.02 of 64.
 Observations are standardised with the scales of the `pi` data, rewards in units of their standard
 deviation, actions enter as asinh(a / std), rescaled to [-1, 1]: nothing else of the data is used.
 A failure of the integrator violates everything to the episode's end, at the least reward.
@@ -65,6 +65,7 @@ Entropy = Literal["sample", "released"]
 PID = Controller()
 APID = Controller(rule="apid", adaptation="symmetric")
 DUAL = Controller(rule="dual", rate=0.01)
+FIXED = Controller(rule="fixed", initial=1.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Config:
     num_updates: int = 100
     num_episodes: int = 1  # of an update
     gradient_steps: int = 200  # of an update: one for each interval
-    batch_size: int = 256
+    batch_size: int = 128
     capacity: int = 100_000  # transitions kept
     hidden: tuple[int, ...] = (64, 64)  # of actor and critics
     actor_rate: float = 3e-4
@@ -93,7 +94,7 @@ class Config:
     action_unit: ActionUnit = "asinh"
     cost_limits: tuple[float, ...] = (2.0,)  # violating intervals an episode; a second: overshoot
     controller: Controller = PID
-    multiplier_scale: float = 1.0  # the unit of lambda: a reward value over a cost value
+    multiplier_scale: float = 8.0  # the unit of lambda: a reward value over a cost value
     multiplier_updates: int = 1  # of an update; 20 (released)
 
 

@@ -41,8 +41,10 @@ CLAIMS = (  # a statement, and what is compared with what
     ("beyond fitted Q evaluation", ("marvel", "default"), ("marvel", "fqe")),
     ("with offline critics to begin with", ("marvel", "default"), ("marvel", "random-critics")),
     ("the adaptive PID helps beyond a PID", ("marvel", "default"), ("marvel", "pid")),
+    ("and beyond the best constant", ("marvel", "default"), ("marvel", "fixed")),
     ("without the alignment, too", ("marvel", "warm-start"), ("marvel", "warm-start-pid")),
     ("from scratch, too", ("sac_lag", "apid"), ("sac_lag", "default")),
+    ("the alignment helps after BEAR-Lag", ("marvel", "bearl"), ("marvel", "bearl-warm-start")),
     ("fine-tuning beats training from scratch", ("marvel", "default"), ("sac_lag", "more-steps")),
 )
 HEADER = (

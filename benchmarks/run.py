@@ -85,7 +85,8 @@ VARIANTS = {  # of the suites fisor and marvel
     "sac_lag": ("default", "apid", "dual", "more-steps"),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
-        *("reward-only", "cost-only", "pid", "dual", "warm-start-pid"),
+        *("reward-only", "cost-only", "pid", "dual", "fixed", "warm-start-pid"),
+        *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start"),
     ),
     "o2o_baselines": ("jsrl", "pex", "so2"),
 }
@@ -155,8 +156,8 @@ OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi
 OF_MIXED["mixed"] = ("bc", "iql", "cpq", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
-MARVEL_PRESETS = presets_of(16, {"mixed": ("cpq", *ONLINE)}, "mixed")
-MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(scenarios=("startup",))
+MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", *ONLINE)}, "mixed")
+MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(scenarios=("startup",), seed_width=12)
 MARVEL_PRESETS["smoke"] = MARVEL_PRESETS["smoke"]._replace(num_updates=2, variants=("default",))
 SUITES = {
     "leaderboard": Suite(PRESETS, REFERENCES, conditions.LEADERBOARD, True),

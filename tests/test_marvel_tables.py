@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from algos import bearl
 from benchmarks import marvel_tables
 from benchmarks.run import CURVES, METHODS, ONLINE, RESTS_ON, SHARED, SUITES, VARIANTS, plan_cells
 from benchmarks.tables import markdown_table
@@ -123,8 +124,9 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
     cells = plan_cells(SUITES["marvel"].presets["quick"], "marvel")
     arms = {(c.method, c.variant): c for c in cells if c.algorithm_config is not None}
     assert {c.scenario for c in arms.values()} == {"startup"}
-    bases = {c.base_config for c in arms.values() if c.method in ("marvel", "o2o")}
-    assert len(bases) == 1  # trained once, and kept
+    bases = [c.base_config for c in arms.values() if c.method in ("marvel", "o2o")]
+    assert len({*bases}) == 2  # CPQ and BEAR-Lag, trained once each, and kept
+    assert sum(isinstance(base, bearl.Config) for base in bases) == 2
     for (method, variant), cell in arms.items():
         assert (cell.base_config is None) == (method in ("sac_lag", "cpq"))
         assert variant in VARIANTS[METHODS[method][0]]

@@ -1,0 +1,503 @@
+"""What Marvel (arXiv 2412.04426) left open: its critics, its multiplier's rule, a changing plant.
+
+    python -m benchmarks.marvel                 # everything
+    python -m benchmarks.marvel --only values
+
+Writes `<out>/marvel.json` and `.md`, a section with its own provenance each:
+
+- `tuning`: every rule of the multiplier at as many settings, on the `tune` starts;
+- `sweeps`: one setting of the alignment or of the controller at a time;
+- `values`: rank correlation of the critics with Monte-Carlo values of the offline policy, before
+  and after the alignment, from restored states of the data and of random episodes;
+- `coverage`: how much of the offline policy's episodes the data cover, against what the alignment
+  brings, on the mixed data and on parts of them;
+- `fouling`: fine-tuning in a plant that loses a fifth of its heat transfer half-way.
+
+Seeds are from 10,000 on, which no table evaluates. Trained policies are kept in `.cache/trained`.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+import tyro
+from scipy import spatial
+from scipy import stats as scipy_stats
+
+from algos import marvel, multipliers, sac_lag
+from algos.actor_critic import SquashedActor, reduce_heads, squashed_sample, twin_values
+from algos.common import LAYER_KEY, MLP, from_unit, jitted_over_seeds, to_unit, train_seeds
+from benchmarks import conditions, run, training_sets
+from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
+from benchmarks.sections import check_folders, measure
+from polycstr_jax import controllers, evaluate, stats
+from polycstr_jax import data as data_module
+from polycstr_jax.data import REWARD_FLOOR
+from polycstr_jax.env import EnvParams, initial_state, scenario_params, state_from_obs
+from polycstr_jax.rollout import rollout
+
+Section = Literal["tuning", "sweeps", "values", "coverage", "fouling"]
+SECTIONS = get_args(Section)
+FIRST_SEED = 10_000  # seeds that no table evaluates
+ONLINE = {"marvel": marvel, "sac_lag": sac_lag}
+
+
+def gains(factor: float) -> dict[str, float]:
+    """Of a PID, all of them."""
+    return dict.fromkeys(("proportional", "integral", "derivative"), factor)
+
+
+SIZES = (0.003, 0.01, 0.03)
+RULES = {  # settings of the multiplier's controller; as many of every rule
+    "dual": [{"rule": "dual", "rate": x} for x in SIZES],
+    "adam": [{"rule": "adam", "rate": x} for x in (0.01, 0.03, 0.1)],
+    "pid": [{"rule": "pid", **gains(x)} for x in SIZES],
+    "apid symmetric": [{"rule": "apid", "adaptation": "symmetric", **gains(x)} for x in SIZES],
+    "apid paper": [{"rule": "apid", "adaptation": "paper", **gains(x)} for x in SIZES],
+    "fixed": [{"rule": "fixed", "initial": x} for x in (0.1, 0.3, 1.0)],
+    "pid from scratch": [{"rule": "pid", **gains(x)} for x in SIZES],
+}
+SWEPT = {  # one change at a time
+    "default": {},
+    "no alignment": {"align": "none"},
+    "K = 1,000": {"vpa_updates": 1_000},
+    "K = 20,000": {"vpa_updates": 20_000},
+    "alpha = alpha_c = 0": {"entropy_weight": 0.0, "cost_entropy_weight": 0.0},
+    "alpha = 0.1": {"entropy_weight": 0.1},
+    "alpha_c = 0.1": {"cost_entropy_weight": 0.1},
+    "alpha_c = -0.1": {"cost_entropy_weight": -0.1},
+    "smoothing 0": {"smoothing": 0.0},
+    "smoothing 0.5": {"smoothing": 0.5},
+    "smoothing 0.97": {"smoothing": 0.97},
+    "from BEAR-Lag": {"base": "bearl"},
+    "from BEAR-Lag, no alignment": {"base": "bearl", "align": "none"},
+}
+ALIGNED = {  # whose critics are judged
+    "offline": {"align": "none"},
+    "aligned": {},
+    "aligned, alpha = 0": {"entropy_weight": 0.0, "cost_entropy_weight": 0.0},
+    "aligned from random": {"critics": "random"},
+}
+COVERED = ("mixed", "mixed10", "mixed_noboost", "mixed_norandom")
+NEAR = 0.95  # quantile of the data's own distances within which a pair counts as covered
+NEIGHBOURS = 10
+NUM_POINTS = 10_000  # of each side of a coverage
+FOULED = 0.8  # of the heat-transfer coefficient is left
+FOULING = {  # rules of the multiplier; what is reset is K_d, and the past costs
+    "pid": {"rule": "pid"},
+    "apid symmetric": {"rule": "apid", "adaptation": "symmetric"},
+    "apid paper": {"rule": "apid", "adaptation": "paper"},
+}
+
+
+@dataclasses.dataclass
+class Args:
+    """Measure what Marvel learns, and what its parts are worth."""
+
+    only: tuple[Section, ...] = SECTIONS
+    out: Path = Path("results/marvel")
+    scenario: Literal["startup", "grade_down", "grade_up"] = "startup"
+    num_seeds: int = 8
+    num_updates: int = marvel.DEFAULT.num_updates  # of fine-tuning
+    num_pairs: int = 512  # situations of each source whose values are simulated
+    num_repeats: int = 20  # episodes of each
+    horizon: int = 600  # their intervals: 0.99^600 = 0.002
+
+
+# --- Training ---
+
+
+def configured(args: Args, changes: dict[str, Any], file: str = "marvel"):
+    """A file's default with these changes, of itself or of its controller."""
+    names = {field.name for field in dataclasses.fields(multipliers.Controller)}
+    of_file = {k: v for k, v in changes.items() if k not in names}
+    of_rule = {k: v for k, v in changes.items() if k in names}
+    config = dataclasses.replace(ONLINE[file].DEFAULT, num_updates=args.num_updates, **of_file)
+    return dataclasses.replace(config, controller=dataclasses.replace(config.controller, **of_rule))
+
+
+def cell_of(args: Args, dataset: str) -> run.Cell:
+    """What a trained policy is kept by, for our seeds."""
+    planned = plan_cells(SUITES["marvel"].presets["full"], "marvel")
+    cell = next(c for c in planned if c.scenario == args.scenario and c.method == "marvel")
+    of_data = {"dataset": dataset, "data": run.data_hash(dataset), "seed_width": args.num_seeds}
+    return cell._replace(dataset=dataset, config=cell.config | of_data)
+
+
+def base_of(config):
+    """The offline algorithm, made once; None from scratch."""
+    if not isinstance(config, marvel.Config):
+        return None
+    return run.build(config.base, marvel.make_base(config).config, None)
+
+
+def fine_tuned(args: Args, config, dataset: str = "mixed"):
+    """The algorithm, and its trained seeds with their curves."""
+    file = "marvel" if isinstance(config, marvel.Config) else "sac_lag"
+    algorithm = run.build(file, config, base_of(config))
+    training = training_sets.load(args.scenario, dataset)
+    return algorithm, run.train(algorithm, training, cell_of(args, dataset), FIRST_SEED)
+
+
+def evaluated(algorithm, states, scenario: str, kind: str, params: EnvParams | None = None):
+    """Metrics (S, E) of the mean action from a set of starts."""
+    return jax.device_get(
+        evaluate.evaluate_policies(
+            ENV,
+            scenario_params(scenario) if params is None else params,
+            algorithm.policy,
+            states,
+            evaluate.start_states(evaluate.starts(scenario, kind)),
+            evaluate.score_limits(scenario),
+            jax.random.key(EVALUATION_KEY),
+        )
+    )
+
+
+def gap_of(judged, reference) -> np.ndarray:
+    """Gap closed (S,), mean over starts."""
+    return np.nanmean(evaluate.gap_closed(judged.episode_return, reference), axis=1)
+
+
+def trained_row(args: Args, config, dataset: str = "mixed") -> dict[str, float]:
+    """Of training, and of what came of it on the `tune` starts; means over seeds."""
+    algorithm, found = fine_tuned(args, config, dataset)
+    judged = evaluated(algorithm, found.states, args.scenario, "tune")
+    gap = gap_of(judged, evaluate.references(args.scenario, "tune"))
+    curves = {name: np.asarray(curve) for name, curve in found.curves.items()}
+    hot, half = curves["peak_temperature"] > EnvParams().runaway_temperature, args.num_updates // 2
+    scale = np.asarray(found.states.multiplier.scale)
+    jax.clear_caches()
+    return {
+        "violating intervals": float(curves["episode_cost"].sum(axis=1).mean()),
+        "in the second half": float(curves["episode_cost"][:, half:].sum(axis=1).mean()),
+        "above the limit": float(curves["above_limit"].mean()),
+        "runaways": float(hot.sum(axis=1).mean()),
+        "mean return": float(curves["episode_return"].mean()),
+        "gap closed": float(gap.mean()),
+        "worst seed": float(gap.min()),
+        "P(violation)": float(judged.violated.mean()),
+        "last lambda": float(curves["multiplier"][:, -10:].mean()),
+        "unit of lambda": float(np.median(scale)),
+    }
+
+
+def measure_tuning(args: Args) -> list[dict]:
+    """A row for each rule and setting; `chosen` is one a rule."""
+    rows = []
+    for rule, settings in RULES.items():
+        file, of_rule = ("sac_lag" if "scratch" in rule else "marvel"), []
+        for changes in settings:
+            size = next(v for k, v in changes.items() if k not in ("rule", "adaptation"))
+            row = {"rule": rule, "size": size}
+            of_rule.append(row | trained_row(args, configured(args, changes, file)))
+            rich.print(of_rule[-1])
+        best = choose(of_rule)
+        rows += [row | {"chosen": row is best} for row in of_rule]
+    return rows
+
+
+def choose(rows: list[dict]) -> dict:
+    """Of the settings within 5 % of the gap of the best one, the one that violates the least."""
+    best = max(row["gap closed"] for row in rows)
+    good = [row for row in rows if row["gap closed"] >= best - 5.0]
+    return min(good, key=lambda row: row["violating intervals"])
+
+
+def measure_sweeps(args: Args) -> list[dict]:
+    """A row for each change."""
+    rows = []
+    for name, changes in SWEPT.items():
+        rows.append({"setting": name} | trained_row(args, configured(args, changes)))
+        rich.print(rows[-1])
+    return rows
+
+
+# --- Values of the critics ---
+
+
+def sampler(config: marvel.Config, state, obs, key):
+    """One action (A,) drawn from a policy, for a raw observation (S,)."""
+    actor = SquashedActor(config.hidden, state.normaliser.action_mean.shape[-1])
+    mean, log_std = actor.apply(state.params.actor, state.normaliser.obs(obs)[None])
+    action, _ = squashed_sample(mean, log_std, key)
+    return from_unit(config.action_unit, action, state.normaliser.action_std)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def simulated(config, state, obs, action, rng, params: EnvParams, num_repeats: int, horizon: int):
+    """Discounted sums of training rewards and of costs (N,) each: `action` (N, A) at raw `obs`
+    (N, S), from there on the policy of `state`; means over `num_repeats` episodes.
+
+    A failure of the integrator counts as in training: the least reward, and a cost.
+    """
+    many, first = (jnp.repeat(x, num_repeats, axis=0) for x in (obs, action))
+    initial = jax.vmap(lambda o: initial_state(*state_from_obs(o)))(many)
+    keys = jax.random.split(rng, (2, many.shape[0]))
+
+    def controller(obs, memory):
+        key, given, is_first = memory
+        key, now = jax.random.split(key)
+        drawn = sampler(config, state, obs, now)
+        return jnp.where(is_first, given, drawn), (key, given, jnp.zeros((), bool))
+
+    memory = (keys[0], first, jnp.ones((many.shape[0],), bool))
+    found = rollout(ENV, params, controller, memory, initial, keys[1], horizon)
+    fine = found.alive & ~found.terminated
+    reward = state.normaliser.reward(jnp.where(fine, found.reward, REWARD_FLOOR))
+    cost = (found.constraints[..., 0] > 0.0) | ~fine
+    weights = config.discount ** jnp.arange(horizon)
+    sums = (weights @ reward, weights @ cost.astype(reward.dtype))
+    return tuple(x.reshape(-1, num_repeats).mean(axis=1) for x in sums)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predicted(config: marvel.Config, state, obs, action):
+    """What the critics of `state` say of raw pairs: values and cost values (N,)."""
+    scalar, seen = MLP(config.hidden, 1), state.normaliser.obs(obs)
+    inner = to_unit(config.action_unit, action, state.normaliser.action_std)
+    value = twin_values(scalar, state.params.critic, seen, inner).min(axis=0)
+    cost = twin_values(scalar, state.params.cost_critic, seen, inner)
+    return value, reduce_heads(config.cost_target, cost)
+
+
+def pairs(args: Args, source: str, rng: np.random.Generator):
+    """Raw observations (N, S) and actions (N, A): of the data, or of episodes of random actions."""
+    if source == "data":
+        found = data_module.generate(args.scenario, "mixed")
+        obs, action = found.obs, found.action
+    else:
+        found = jax.device_get(random_episodes(scenario_params(args.scenario)))
+        there = found.alive.reshape(-1)
+        obs, action = (x.reshape(-1, x.shape[-1])[there] for x in (found.obs, found.action))
+    chosen = rng.choice(len(obs), args.num_pairs, replace=False)
+    return jnp.asarray(obs[chosen]), jnp.asarray(action[chosen])
+
+
+@jax.jit
+def random_episodes(params: EnvParams):
+    """Roll-out (200, 64) of actions drawn uniformly from their box."""
+    keys = jax.random.split(jax.random.key(FIRST_SEED), (2, evaluate.NUM_STARTS))
+    initial = jax.vmap(lambda key: ENV.reset_env(key, params)[1])(keys[0])
+    steps = data_module.EPISODE_LENGTH
+    return rollout(ENV, params, controllers.uniform_random, keys[1], initial, keys[1], steps)
+
+
+def aligned_states(args: Args, config: marvel.Config):
+    """States (S, ...) at the hand-over, around the same offline ones."""
+    algorithm, training = run.build("marvel", config, base_of(config)), mixed(args)
+    base = run.train(algorithm.base, training, cell_of(args, "mixed"), FIRST_SEED).states
+    rngs = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
+    keys = jax.vmap(lambda r: jax.random.split(jax.random.fold_in(r, LAYER_KEY))[0])(rngs)
+    found = jitted_over_seeds(algorithm)[0](keys, training, base)
+    return jax.device_get(found._replace(opt_state=(), replay=(), base=()))
+
+
+def mixed(args: Args):
+    """The mixed data of the scenario."""
+    return training_sets.load(args.scenario, "mixed")
+
+
+def measure_values(args: Args) -> list[dict]:
+    """A row for each kind of critics and source of pairs: Spearman's rho of predictions with
+    simulated values, mean over seeds with a 95 % interval, and how far off they are in the
+    median, in standard deviations of the simulated ones."""
+    given = {name: configured(args, changes) for name, changes in ALIGNED.items()}
+    states = {name: aligned_states(args, config) for name, config in given.items()}
+    params = scenario_params(args.scenario)
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for source in ("data", "random"):
+        for seed in range(args.num_seeds):
+            obs, action = pairs(args, source, np.random.default_rng(seed))
+            config = given["offline"]
+            ours = jax.tree.map(lambda x, seed=seed: x[seed], states["offline"])
+            sizes = (args.num_repeats, args.horizon)
+            truth = simulated(config, ours, obs, action, jax.random.key(seed), params, *sizes)
+            for name, config in given.items():
+                of_seed = jax.tree.map(lambda x, seed=seed: x[seed], states[name])
+                said = predicted(config, of_seed, obs, action)
+                for what, x, true in zip(("Q", "Q_c"), said, truth, strict=True):
+                    key = (source, what, name)
+                    found.setdefault(key, []).append(agreement(np.asarray(x), np.asarray(true)))
+    rows = []
+    for (source, what, name), of_seeds in found.items():
+        rho = [x["rho"] for x in of_seeds if not np.isnan(x["rho"])]
+        row = {"pairs": source, "critic": what, "critics": name, "seeds": len(rho)}
+        of = stats.seed_bootstrap(np.asarray(rho), np.mean) if rho else (np.nan,) * 3
+        row |= dict(zip(("rho", "low", "high"), of, strict=True))
+        row["off by"] = float(np.median([x["off"] for x in of_seeds]))
+        row["true mean"] = float(np.mean([x["true"] for x in of_seeds]))
+        row["said"] = float(np.mean([x["said"] for x in of_seeds]))
+        rows.append(row)
+        rich.print(row)
+    return rows
+
+
+def agreement(said, true) -> dict[str, float]:
+    """Spearman's rho of (N,) with (N,), NaN if either is constant; the median error in standard
+    deviations of the truth; and means."""
+    constant = np.ptp(said) == 0.0 or np.ptp(true) == 0.0
+    rho = np.nan if constant else scipy_stats.spearmanr(said, true).statistic
+    off = np.median(np.abs(said - true)) / max(float(true.std()), 1e-6)
+    return {"rho": float(rho), "off": off, "true": float(true.mean()), "said": float(said.mean())}
+
+
+# --- Coverage ---
+
+
+def divergence(sample, other) -> float:
+    """KL divergence, nats, of the density behind `sample` (N, D) from that behind `other` (M, D),
+    by distances to their tenth neighbours (Wang, Kulkarni and Verdu, 2009)."""
+    own, theirs = spatial.KDTree(sample), spatial.KDTree(other)
+    near = own.query(sample, k=NEIGHBOURS + 1)[0][:, -1]  # the first is the point itself
+    far = theirs.query(sample, k=NEIGHBOURS)[0][:, -1]
+    small = np.finfo(np.float32).tiny
+    ratio = np.log(np.maximum(far, small) / np.maximum(near, small))
+    size = np.log(len(other) / (len(sample) - 1))
+    return float(sample.shape[1] * ratio.mean() + size)
+
+
+def covered(sample, other) -> float:
+    """Share of `sample` no further from `other` than 0.95 of one half of it is from the rest."""
+    half, rest = other[::2], other[1::2]
+    tree = spatial.KDTree(half)
+    radius = np.quantile(tree.query(rest)[0], NEAR)
+    return float(np.mean(tree.query(sample)[0] <= radius))
+
+
+def features(config: marvel.Config, state, obs, action) -> np.ndarray:
+    """Pairs as networks see them (N, S + A)."""
+    inner = to_unit(config.action_unit, action, state.normaliser.action_std)
+    return np.concatenate([obs, inner], axis=-1, dtype=np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def own_episodes(config: marvel.Config, state, params: EnvParams):
+    """Roll-out (200, 64) of a stochastic policy."""
+    keys = jax.random.split(jax.random.key(FIRST_SEED), (2, evaluate.NUM_STARTS))
+    initial = jax.vmap(lambda key: ENV.reset_env(key, params)[1])(keys[0])
+
+    def controller(obs, key):
+        key, now = jax.random.split(key)
+        return sampler(config, state, obs, now), key
+
+    steps = data_module.EPISODE_LENGTH
+    return rollout(ENV, params, controller, keys[1], initial, keys[1], steps)
+
+
+def measure_coverage(args: Args) -> list[dict]:
+    """A row for each data set: the share of the offline policy's pairs that it covers, their KL
+    divergence from it, which log of the concentrability exceeds, and what the alignment brings,
+    of the same seeds; and Spearman's rho over the seeds of all sets."""
+    rows, points = [], []
+    params, rng = scenario_params(args.scenario), np.random.default_rng(0)
+    for dataset in COVERED:
+        training = training_sets.load(args.scenario, dataset)
+        chosen = rng.choice(training.obs.shape[0], min(NUM_POINTS, training.obs.shape[0]), False)
+        arms = {}
+        for align in ("both", "none"):
+            config = configured(args, {"align": align})
+            algorithm, found = fine_tuned(args, config, dataset)
+            judged = evaluated(algorithm, found.states, args.scenario, "tune")
+            gap = gap_of(judged, evaluate.references(args.scenario, "tune"))
+            arms[align] = (np.asarray(found.curves["episode_cost"]).sum(axis=1), gap)
+        base = jax.tree.map(np.asarray, found.states.base)
+        per_seed = []
+        for seed in range(args.num_seeds):
+            state = jax.tree.map(lambda x, seed=seed: x[seed], base)
+            played = jax.device_get(own_episodes(config, state, params))
+            there = played.alive.reshape(-1)
+            obs = np.asarray(state.normaliser.obs(played.obs.reshape(-1, 9)[there]))
+            mine = features(config, state, obs, played.action.reshape(-1, 2)[there])
+            theirs = features(config, state, training.obs[chosen], training.action[chosen])
+            mine = mine[rng.choice(len(mine), min(NUM_POINTS, len(mine)), False)]
+            per_seed.append((covered(mine, theirs), divergence(mine, theirs)))
+        less = arms["both"][0] - arms["none"][0]
+        more = arms["both"][1] - arms["none"][1]
+        points += [(*c, x, y) for c, x, y in zip(per_seed, less, more, strict=True)]
+        share, nats = np.mean(per_seed, axis=0)
+        row = {"data": dataset, "seeds": args.num_seeds, "covered": share, "KL, nats": nats}
+        row |= {"violating intervals": float(less.mean()), "gap closed": float(more.mean())}
+        rows.append(row)
+        rich.print(row)
+        jax.clear_caches()
+    share, nats, less, more = np.transpose(points)
+    rho = {"data": "Spearman's rho with KL", "seeds": len(points), "covered": _rho(nats, share)}
+    rho |= {"violating intervals": _rho(nats, less), "gap closed": _rho(nats, more)}
+    return [*rows, rho]
+
+
+def _rho(x, y) -> float:
+    return agreement(x, y)["rho"]
+
+
+# --- A plant that changes ---
+
+
+def measure_fouling(args: Args) -> list[dict]:
+    """A row for each rule, with K_d reset at the change or not: training before and after it, and
+    what came of it from the nominal starts, in the fouled plant."""
+    level = round(100 * (1 - FOULED))
+    condition = next(c for c in conditions.SUITE if c.name == f"fouling {level}")
+    changed, rows = conditions.params(args.scenario, condition), []
+    reference = conditions.references(args.scenario, condition)
+    training = mixed(args)
+    rngs = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
+    layer = jax.vmap(lambda rng: jax.random.fold_in(rng, LAYER_KEY))(rngs)
+    run_keys = jax.vmap(jax.random.split)(layer)[:, 1]
+    for name, changes in FOULING.items():
+        config = configured(args, changes)
+        base = base_of(config)
+        algorithm = run.build("marvel", config, base)
+        after = marvel.make_train(config, ENV, changed, base=base)
+        offline = run.train(base, training, cell_of(args, "mixed"), FIRST_SEED).states
+        half = args.num_updates // 2
+        states, before, _ = train_seeds(
+            algorithm, training, rngs, half, num_chunks=half, base_states=offline
+        )
+        states = jax.device_get(states)
+        go_on = jitted_over_seeds(after)[1]
+        for reset in (False, True):
+            begun = jax.tree.map(jnp.asarray, states)
+            if reset:
+                begun = begun._replace(multiplier=jax.vmap(multipliers.reset)(begun.multiplier))
+            curves = []
+            for _ in range(args.num_updates - half):
+                begun, metrics = go_on(begun, training, run_keys, 1)
+                curves.append(jax.device_get(metrics))
+            late = {k: np.stack([c[k] for c in curves], axis=-1) for k in curves[0]}
+            judged = evaluated(after, begun, args.scenario, "nominal", changed)
+            gap = gap_of(judged, reference)
+            row = {"rule": name, "reset": reset}
+            row["before"] = float(before["episode_cost"].sum(axis=1).mean())
+            row["first ten after"] = float(late["episode_cost"][:, :10].sum(axis=1).mean())
+            row["after"] = float(late["episode_cost"].sum(axis=1).mean())
+            row |= {"above the limit": float(late["above_limit"].mean())}
+            row |= {"gap closed": float(gap.mean()), "P(violation)": float(judged.violated.mean())}
+            rows.append(row)
+            rich.print(row)
+        jax.clear_caches()
+    return rows
+
+
+# --- Files ---
+
+
+def main(args: Args) -> None:
+    for name in ("num_seeds", "num_updates", "num_pairs", "num_repeats", "horizon"):
+        if getattr(args, name) < (2 if name in ("num_updates", "num_pairs") else 1):
+            least = 2 if name in ("num_updates", "num_pairs") else 1
+            flag = name.replace("_", "-")
+            raise SystemExit(f"{flag} = {getattr(args, name)}; allowed: {least} or more.")
+    check_folders(args.out)
+    measures = {name: globals()[f"measure_{name}"] for name in SECTIONS}
+    measure(args.out / "marvel.json", "What Marvel's parts are worth", measures, args.only, args)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
