@@ -53,7 +53,8 @@ HEADER = (
     "limit, episodes that ran away, and the mean return of an episode, means over seeds. After "
     "it, of the policy's mean action on the evaluation starts: gap closed (nominal starts, IQM), "
     "and P(violation), of hot starts those that can be saved. Intervals: bootstrap over seeds, "
-    "95 %. Gradient steps count the alignment's. CPQ's row is the policy that is handed over."
+    "95 %. Gradient steps count the alignment's. The rows of CPQ and "
+    "BEAR-Lag are the policies that are handed over."
 )
 
 
@@ -88,7 +89,7 @@ def training_of(curves: pd.DataFrame) -> pd.DataFrame:
 def table(results: pd.DataFrame, curves) -> pd.DataFrame:
     """One row a scenario, method and variant, in the order in which they are planned."""
     rows = []
-    order = [("cpq", variant) for variant in VARIANTS["cpq"]]
+    order = [("cpq", "default"), ("bearl", "default")]
     order += [(method, variant) for method in ONLINE for variant in VARIANTS[METHODS[method][0]]]
     for scenario in polycstr_jax.SCENARIOS:
         for method, variant in order:

@@ -65,6 +65,7 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql": ("iql", {}),
     "iql+": ("picnn", {"base": "iql"}),
     "cpq": ("cpq", {}),
+    "bearl": ("bearl", {}),
     "fisor": ("fisor", {}),
     "sac_lag": ("sac_lag", {}),
     "marvel": ("marvel", {}),
@@ -156,8 +157,11 @@ OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi
 OF_MIXED["mixed"] = ("bc", "iql", "cpq", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
-MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", *ONLINE)}, "mixed")
-MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(scenarios=("startup",), seed_width=12)
+MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", "bearl", *ONLINE)}, "mixed")
+MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(
+    scenarios=("startup",),
+    seed_width=12,
+)
 MARVEL_PRESETS["smoke"] = MARVEL_PRESETS["smoke"]._replace(num_updates=2, variants=("default",))
 SUITES = {
     "leaderboard": Suite(PRESETS, REFERENCES, conditions.LEADERBOARD, True),
@@ -286,6 +290,10 @@ def plan_methods(suite: str, methods, dataset: str):
         for method in methods:
             file, changes = METHODS[method]
             presets = importlib.import_module(f"algos.{file}").PRESETS
+            if suite == "marvel" and method not in ONLINE:  # the policy that is handed over
+                handed_over = dataclasses.replace(marvel.DEFAULT, base=method)
+                yield method, "default", file, marvel.make_base(handed_over).config, None
+                continue
             if file in VARIANTS:
                 # On the changed data only as it is by default.
                 whole = suite in ("fisor", "marvel") and dataset == "mixed"

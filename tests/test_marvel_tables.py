@@ -56,7 +56,10 @@ ARMS = {
     ("sac_lag", "default"): (75.0, curves_of(20.0)),
 }
 RESULTS = pd.concat(
-    [results_of("cpq", "limit2", -50.0), *(results_of(*arm, gap) for arm, (gap, _) in ARMS.items())]
+    [
+        results_of("cpq", "default", -50.0),
+        *(results_of(*arm, gap) for arm, (gap, _) in ARMS.items()),
+    ]
 )
 FOUND = {("startup", *arm): curves for arm, (_, curves) in ARMS.items()}
 
@@ -72,13 +75,13 @@ def test_training_is_counted_over_all_episodes_of_a_seed():
 
 def test_a_row_has_its_budget_and_what_came_of_it():
     table = marvel_tables.table(RESULTS, FOUND).set_index(["method", "variant"])
-    assert list(table.index) == [("cpq", "limit2"), ("sac_lag", "default"), *list(ARMS)[:2]]
+    assert list(table.index) == [("cpq", "default"), ("sac_lag", "default"), *list(ARMS)[:2]]
     row = table.loc[("marvel", "default")]
     assert row["interactions"] == 4 * 200 and row["gradient steps"] == 4 * 200 + 5_000
     assert row["violating intervals"] == pytest.approx(4.0 + 3.5)
     assert row["gap closed"] == pytest.approx(70.35) and row["P(violation) hot"] == 0.25
     assert table.loc[("marvel", "warm-start"), "gradient steps"] == 4 * 200  # nothing is aligned
-    assert table.loc[("cpq", "limit2"), "interactions"] == 0
+    assert table.loc[("cpq", "default"), "interactions"] == 0
 
 
 def test_arms_are_compared_where_both_are_there():
@@ -95,8 +98,8 @@ def test_what_was_not_run_is_named():
     absent = dict(line.split(": ") for line in marvel_tables.missing(RESULTS))
     assert absent["grade_up"] == absent["grade_down"] == "all"
     lacking = absent["startup"].split(", ")
-    assert {"marvel@fqe", "o2o@pex", "cpq@limit0"} <= set(lacking)
-    assert not {"marvel@default", "cpq@limit2"} & set(lacking)
+    assert {"marvel@fqe", "o2o@pex", "bearl@default"} <= set(lacking)
+    assert not {"marvel@default", "cpq@default"} & set(lacking)
 
 
 def test_curves_are_read_with_the_settings_they_were_made_with(tmp_path):
@@ -128,9 +131,12 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
     assert len({*bases}) == 2  # CPQ and BEAR-Lag, trained once each, and kept
     assert sum(isinstance(base, bearl.Config) for base in bases) == 2
     for (method, variant), cell in arms.items():
-        assert (cell.base_config is None) == (method in ("sac_lag", "cpq"))
-        assert variant in VARIANTS[METHODS[method][0]]
-    assert {method for method, _ in arms} == {"cpq", *ONLINE}
+        assert (cell.base_config is None) == (method in ("sac_lag", "cpq", "bearl"))
+        if method in ONLINE:
+            assert variant in VARIANTS[METHODS[method][0]]
+        else:  # the very policies that are handed over
+            assert cell.algorithm_config in bases
+    assert {method for method, _ in arms} == {"cpq", "bearl", *ONLINE}
     smoke = plan_cells(SUITES["marvel"].presets["smoke"], "marvel")
     assert {c.variant for c in smoke} == {"default"}
 

@@ -260,7 +260,7 @@ def test_multipliers_move_by_the_episodes_cost_before_the_gradient_steps(repeats
     run = jax.jit(functions.run, static_argnums=3)
     after, metrics = run(state, noise(), jax.random.key(1), 1)
     assert float(metrics["episode_cost"]) >= 1.0
-    expected = repeats * 0.01 * (float(metrics["episode_cost"]) - 0.5)
+    expected = repeats * 8.0 * 0.01 * (float(metrics["episode_cost"]) - 0.5)  # in its unit
     assert float(after.multiplier.multiplier[0]) == pytest.approx(expected, rel=1e-4)
     # The same episodes with no multiplier: another actor.
     config = dataclasses.replace(functions.config, controller=Controller(rule="fixed"))
@@ -274,7 +274,10 @@ def test_each_constraint_has_a_critic_and_a_multiplier_of_its_own():
     """A start-up that begins too hot, and never has too much polymer in ten intervals."""
     changes = (*HOT, ("overshoot_constraint", True))
     functions = small(
-        changes, cost_limits=(0.0, 0.0), controller=Controller(rule="dual", rate=0.1, initial=1.0)
+        changes,
+        cost_limits=(0.0, 0.0),
+        multiplier_scale=1.0,
+        controller=Controller(rule="dual", rate=0.1, initial=1.0),
     )
     state = jax.jit(functions.init)(jax.random.key(0), noise())
     state, metrics = jax.jit(functions.run, static_argnums=3)(state, noise(), jax.random.key(1), 2)
