@@ -11,7 +11,9 @@ Writes `<out>/marvel.json` and `.md`, a section with its own provenance each:
   and after the alignment, from restored states of the data and of random episodes;
 - `coverage`: how much of the offline policy's episodes the data cover, against what the alignment
   brings, on the mixed data and on parts of them;
-- `fouling`: fine-tuning in a plant that loses a fifth of its heat transfer half-way.
+- `fouling`: fine-tuning in a plant that loses a fifth of its heat transfer half-way;
+- `trajectories`: the first seed from the nominal starts, handed over, after fine-tuning, and
+  trained from scratch; figure `marvel-trajectories-<scenario>.png`.
 
 Seeds are from 10,000 on, which no table evaluates. Trained policies are kept in `.cache/trained`.
 """
@@ -23,9 +25,14 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import rich
 import tyro
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 from scipy import spatial
 from scipy import stats as scipy_stats
 
@@ -33,6 +40,7 @@ from algos import marvel, multipliers, sac_lag
 from algos.actor_critic import SquashedActor, reduce_heads, squashed_sample, twin_values
 from algos.common import LAYER_KEY, MLP, from_unit, jitted_over_seeds, to_unit, train_seeds
 from benchmarks import conditions, run, training_sets
+from benchmarks.figures import BLUE, LABELS, draw, policy_trajectory, save
 from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
 from benchmarks.sections import check_folders, measure
 from polycstr_jax import controllers, evaluate, stats
@@ -41,7 +49,7 @@ from polycstr_jax.data import REWARD_FLOOR
 from polycstr_jax.env import EnvParams, initial_state, scenario_params, state_from_obs
 from polycstr_jax.rollout import rollout
 
-Section = Literal["tuning", "sweeps", "values", "coverage", "fouling"]
+Section = Literal["tuning", "sweeps", "values", "coverage", "fouling", "trajectories"]
 SECTIONS = get_args(Section)
 FIRST_SEED = 10_000  # seeds that no table evaluates
 ONLINE = {"marvel": marvel, "sac_lag": sac_lag}
@@ -55,12 +63,11 @@ def gains(factor: float) -> dict[str, float]:
 SIZES = (0.003, 0.01, 0.03)
 RULES = {  # settings of the multiplier's controller; as many of every rule
     "dual": [{"rule": "dual", "rate": x} for x in SIZES],
-    "adam": [{"rule": "adam", "rate": x} for x in (0.01, 0.03, 0.1)],
     "pid": [{"rule": "pid", **gains(x)} for x in SIZES],
     "apid symmetric": [{"rule": "apid", "adaptation": "symmetric", **gains(x)} for x in SIZES],
     "apid paper": [{"rule": "apid", "adaptation": "paper", **gains(x)} for x in SIZES],
     "fixed": [{"rule": "fixed", "initial": x} for x in (0.1, 0.3, 1.0)],
-    "pid from scratch": [{"rule": "pid", **gains(x)} for x in SIZES],
+    "pid from scratch": [{"rule": "pid", **gains(x)} for x in (0.001, 0.003, 0.01)],
 }
 SWEPT = {  # one change at a time
     "default": {},
@@ -72,10 +79,7 @@ SWEPT = {  # one change at a time
     "alpha_c = 0.1": {"cost_entropy_weight": 0.1},
     "alpha_c = -0.1": {"cost_entropy_weight": -0.1},
     "smoothing 0": {"smoothing": 0.0},
-    "smoothing 0.5": {"smoothing": 0.5},
     "smoothing 0.97": {"smoothing": 0.97},
-    "from BEAR-Lag": {"base": "bearl"},
-    "from BEAR-Lag, no alignment": {"base": "bearl", "align": "none"},
 }
 ALIGNED = {  # whose critics are judged
     "offline": {"align": "none"},
@@ -87,6 +91,12 @@ COVERED = ("mixed", "mixed10", "mixed_noboost", "mixed_norandom")
 NEAR = 0.95  # quantile of the data's own distances within which a pair counts as covered
 NEIGHBOURS = 10
 NUM_POINTS = 10_000  # of each side of a coverage
+SHOWN = (  # of `trajectories`: title, file, changes; None is the policy that is handed over
+    ("CPQ", None, {}),
+    ("Marvel", "marvel", {}),
+    ("no alignment", "marvel", {"align": "none"}),
+    ("from scratch", "sac_lag", {}),
+)
 FOULED = 0.8  # of the heat-transfer coefficient is left
 FOULING = {  # rules of the multiplier; what is reset is K_d, and the past costs
     "pid": {"rule": "pid"},
@@ -101,6 +111,7 @@ class Args:
 
     only: tuple[Section, ...] = SECTIONS
     out: Path = Path("results/marvel")
+    figures: Path = Path("docs/figures")
     scenario: Literal["startup", "grade_down", "grade_up"] = "startup"
     num_seeds: int = 8
     num_updates: int = marvel.DEFAULT.num_updates  # of fine-tuning
@@ -485,6 +496,42 @@ def measure_fouling(args: Args) -> list[dict]:
     return rows
 
 
+# --- Trajectories ---
+
+
+def measure_trajectories(args: Args) -> list[dict]:
+    """A row and a column of the figure for each policy."""
+    params, rows = scenario_params(args.scenario), []
+    fig, axes = plt.subplots(
+        4,
+        len(SHOWN),
+        figsize=(3.7 * len(SHOWN), 8),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+    )
+    for column, (title, file, changes) in zip(axes.T, SHOWN, strict=True):
+        algorithm, found = fine_tuned(args, configured(args, changes, file or "marvel"))
+        states = found.states
+        if file is None:
+            algorithm, states = algorithm.base, found.states.base
+        first = jax.tree.map(lambda x: x[0], states)
+        played = policy_trajectory(algorithm, first, args.scenario)
+        draw(column, played, params, f"{title}, seed {FIRST_SEED}", BLUE)
+        peak = played.peak_temperature.max(axis=0)
+        row = {"policy": title, "median peak, K": float(np.median(peak))}
+        row |= {"hottest, K": float(peak.max())}
+        row |= {"P(violation)": float((peak > params.temperature_limit).mean())}
+        row |= {"median P at the end, kg/m3": float(np.median(played.state[-1, :, 3]))}
+        rows.append(row)
+        jax.clear_caches()
+    for axis, label in zip(axes[:, 0], LABELS, strict=True):
+        axis.set_ylabel(label)
+    axes[0, 0].set_ylim(top=params.temperature_limit + 10.0)
+    save(fig, args.figures / f"marvel-trajectories-{args.scenario}.png")
+    return rows
+
+
 # --- Files ---
 
 
@@ -494,7 +541,7 @@ def main(args: Args) -> None:
             least = 2 if name in ("num_updates", "num_pairs") else 1
             flag = name.replace("_", "-")
             raise SystemExit(f"{flag} = {getattr(args, name)}; allowed: {least} or more.")
-    check_folders(args.out)
+    check_folders(args.out, args.figures)
     measures = {name: globals()[f"measure_{name}"] for name in SECTIONS}
     measure(args.out / "marvel.json", "What Marvel's parts are worth", measures, args.only, args)
 
