@@ -10,10 +10,10 @@ has the same hash is not run again. Cells appear whole or not at all.
 Suites: `leaderboard` (every method at its default settings); `robustness` (the same, trained on
 the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
 `picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
-targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, BC and IQL on the
-`mixed` data, on less of it, on parts of it, and on noisy measurements); `marvel` (that of arXiv
-2412.04426: fine-tuning in the environment, after CPQ on the `mixed` data; `.curves.csv` has every
-update of every seed).
+targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, COptiDICE, BC and
+IQL on the `mixed` data; BC and FISOR also on less of it, on parts of it, and on noisy
+measurements); `marvel` (that of arXiv 2412.04426: fine-tuning in the environment, after CPQ on the
+`mixed` data; `.curves.csv` has every update of every seed).
 
 Presets: `smoke` (CI: far too short to learn anything), `quick` (full updates, few seeds, and on
 the `mixed` data BC, IQL and FISOR only; of suite `fisor` all of it in start-up, less elsewhere),
@@ -66,6 +66,7 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql+": ("picnn", {"base": "iql"}),
     "cpq": ("cpq", {}),
     "bearl": ("bearl", {}),
+    "coptidice": ("coptidice", {}),
     "fisor": ("fisor", {}),
     "sac_lag": ("sac_lag", {}),
     "marvel": ("marvel", {}),
@@ -83,7 +84,8 @@ ON_AN_ACCELERATOR = ("paper", "first-commit")  # variants of FISOR too long for 
 VARIANTS = {  # of the suites fisor and marvel
     "fisor": tuple(fisor.PRESETS),
     "cpq": ("limit0", "limit2", "limit5"),
-    "sac_lag": ("default", "apid", "dual", "more-steps"),
+    "coptidice": ("limit0", "limit2", "limit5"),
+    "sac_lag": ("default", "apid", "more-steps"),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
         *("reward-only", "cost-only", "pid", "dual", "fixed", "warm-start-pid"),
@@ -151,10 +153,10 @@ def presets_of(num_seeds: int, methods, smoke: str) -> dict[str, Preset]:
 
 ELSEWHERE = (
     *("default", "no-hj-2", "no-diffusion", "no-infeasible", "indicator", "safest", "n-1"),
-    "limit2",  # CPQ
+    "limit2",  # CPQ, COptiDICE
 )
 OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi"}
-OF_MIXED["mixed"] = ("bc", "iql", "cpq", "fisor")
+OF_MIXED["mixed"] = ("bc", "iql", "cpq", "coptidice", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
 MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", "bearl", *ONLINE)}, "mixed")

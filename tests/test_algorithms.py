@@ -132,6 +132,7 @@ def test_every_algorithm_is_held_to_the_contract():
         "bc",
         "bcql",
         "bearl",
+        "coptidice",
         "cpq",
         "fisor",
         "iql",

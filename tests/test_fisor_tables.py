@@ -72,6 +72,9 @@ def test_one_row_is_normalised_for_every_limit_but_those_trained_for_one():
     own = found.loc[("fisor", "no-hj-2", "mixed")]
     assert own["cost L=2"] == pytest.approx(0.375)
     assert np.isnan(own["cost L=0"]) and np.isnan(own["cost L=5"])
+    for method in ("cpq", "coptidice"):
+        row = fisor_tables.cell_row(cell(method, "limit5", 0.5, 60.0))
+        assert row["cost L=5"] == pytest.approx(0.3) and np.isnan(row["cost L=2"])
 
 
 def test_comparisons_say_who_violates_less():
@@ -91,6 +94,7 @@ def test_comparisons_say_who_violates_less():
 def test_what_was_not_run_is_named():
     missing = fisor_tables.missing(RESULTS)
     assert {"fisor@paper", "fisor@first-commit", "fisor@tau-0.5", "cpq@limit0"} <= set(missing)
+    assert "coptidice@limit5" in missing
     places = {name: where for name, _, where in (line.partition(" ") for line in missing)}
     assert places["fisor@n-1"] == "(grade_down-mixed, grade_up-mixed)"
     ours = places["fisor@default"]
@@ -99,9 +103,10 @@ def test_what_was_not_run_is_named():
 
 
 def test_a_method_that_is_not_known_yet_comes_last_of_its_data():
-    more = pd.concat([RESULTS, cell("cpq", "limit2", 0.1, 50.0), cell("new", "x", 0.1, 50.0)])
+    added = (("coptidice", "limit2"), ("cpq", "limit2"), ("new", "x"))
+    more = pd.concat([RESULTS, *(cell(*name, 0.1, 50.0) for name in added)])
     order = [*fisor_tables.table(more, ["oracle"]).method]
-    assert order == ["oracle", "bc", "cpq", "fisor", "fisor", "fisor", "new", "fisor"]
+    assert order == ["oracle", "bc", "cpq", "coptidice", *["fisor"] * 3, "new", "fisor"]
 
 
 def test_the_papers_table_adds_up_to_its_own_averages():
@@ -131,12 +136,13 @@ def test_quick_trains_everything_in_startup_and_the_main_variants_elsewhere():
     for scenario in ("grade_down", "grade_up"):
         assert {n for n in trained if n.startswith(scenario)} == {
             *(f"{scenario}-mixed/fisor@{name}" for name in ELSEWHERE if name != "limit2"),
-            f"{scenario}-mixed/cpq@limit2",
+            *(f"{scenario}-mixed/{method}@limit2" for method in ("cpq", "coptidice")),
             *(f"{scenario}-mixed/{method}@default" for method in ("bc", "iql")),
         }
     variants = set(fisor.PRESETS) - set(ON_AN_ACCELERATOR)
     assert {f"startup-mixed/fisor@{variant}" for variant in variants} <= trained
     assert {f"startup-{name}/fisor@default" for name in training_sets.NAMES[1:]} <= trained
-    assert {f"startup-mixed/cpq@limit{limit}" for limit in (0, 2, 5)} <= trained
+    for method in ("cpq", "coptidice"):
+        assert {f"startup-mixed/{method}@limit{limit}" for limit in (0, 2, 5)} <= trained
     full = {c.name for c in plan_cells(SUITES["fisor"].presets["full"], "fisor")}
     assert set(cells) < full and {f"{s}-mixed10/bc@default" for s in SCENARIOS} <= full
