@@ -58,6 +58,11 @@ from algos.multipliers import Controller
 
 Base = Literal["cpq", "bearl"]
 Align = Literal["both", "reward", "cost", "none"]
+GAINS = dict.fromkeys(("proportional", "integral", "derivative"), 0.03)
+PID = Controller(**GAINS)
+APID = Controller(rule="apid", adaptation="symmetric", **GAINS)
+DUAL = Controller(rule="dual", rate=0.03)
+FIXED = Controller(rule="fixed", initial=1.0)  # the best constant: an oracle's
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Config(sac_lag.Config):
     entropy_weight: float = 0.01  # alpha of VPA
     cost_entropy_weight: float = 0.001  # alpha_c
     initial_temperature: float = 0.01  # of SAC, as alpha
-    controller: Controller = sac_lag.APID
+    controller: Controller = APID
     multiplier_scale: float | None = 8.0  # None: measured at the hand-over
 
 
@@ -81,16 +86,16 @@ PRESETS = {
     "default": DEFAULT,
     "warm-start": replace(DEFAULT, align="none"),
     "more-steps": replace(DEFAULT, align="none", gradient_steps=250),  # as many in all
-    "warm-start-pid": replace(DEFAULT, align="none", controller=sac_lag.PID),
-    "pid": replace(DEFAULT, controller=sac_lag.PID),
-    "dual": replace(DEFAULT, controller=sac_lag.DUAL),
+    "warm-start-pid": replace(DEFAULT, align="none", controller=PID),
+    "pid": replace(DEFAULT, controller=PID),
+    "dual": replace(DEFAULT, controller=DUAL),
     "fqe": replace(DEFAULT, entropy_weight=0.0, cost_entropy_weight=0.0),
     "measured-unit": replace(DEFAULT, multiplier_scale=None),
     "warm-start-measured-unit": replace(DEFAULT, align="none", multiplier_scale=None),
     "random-critics": replace(DEFAULT, critics="random"),
     "reward-only": replace(DEFAULT, align="reward"),
     "cost-only": replace(DEFAULT, align="cost"),
-    "fixed": replace(DEFAULT, controller=sac_lag.FIXED),  # the best constant: an oracle
+    "fixed": replace(DEFAULT, controller=FIXED),
     "bearl": replace(DEFAULT, base="bearl"),
     "bearl-warm-start": replace(DEFAULT, base="bearl", align="none"),
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},

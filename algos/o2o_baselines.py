@@ -46,7 +46,7 @@ class Config(sac_lag.Config):
     guided: float = 1.0  # share of the updates over which pi0's share falls to 0, of jsrl
     pex_temperature: float = 1.0  # of min Q, in training rewards (release)
     gradient_steps: int = 250  # as many in all as Marvel with its alignment
-    controller: Controller = sac_lag.APID
+    controller: Controller = marvel.APID
 
 
 DEFAULT = Config()

@@ -62,10 +62,11 @@ from polycstr_jax.data import EPISODE_LENGTH, REWARD_FLOOR, Normaliser
 from polycstr_jax.rollout import rollout
 
 Entropy = Literal["sample", "released"]
-PID = Controller()
-APID = Controller(rule="apid", adaptation="symmetric")
-DUAL = Controller(rule="dual", rate=0.01)
-FIXED = Controller(rule="fixed", initial=1.0)
+# From scratch, whose first episodes run away: greater gains remember these for all of the training.
+GAINS = dict.fromkeys(("proportional", "integral", "derivative"), 0.001)
+PID = Controller(**GAINS)
+APID = Controller(rule="apid", adaptation="symmetric", **GAINS)
+DUAL = Controller(rule="dual", rate=0.001)
 
 
 @dataclass(frozen=True)
