@@ -87,7 +87,7 @@ ALIGNED = {  # whose critics are judged
     "aligned, alpha = 0": {"entropy_weight": 0.0, "cost_entropy_weight": 0.0},
     "aligned from random": {"critics": "random"},
 }
-COVERED = ("mixed", "mixed10", "mixed_noboost", "mixed_norandom")
+COVERED = ("mixed", "mixed10", "mixed_noboost")
 NEAR = 0.95  # quantile of the data's own distances within which a pair counts as covered
 NEIGHBOURS = 10
 NUM_POINTS = 10_000  # of each side of a coverage
