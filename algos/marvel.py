@@ -62,6 +62,9 @@ Align = Literal["both", "reward", "cost", "none"]
 APID = Controller(rule="apid", adaptation="symmetric")
 PID = Controller(proportional=0.03, integral=0.03, derivative=0.03)
 DUAL = Controller(rule="dual", rate=0.03)
+APID_PAPER = Controller(
+    rule="apid", adaptation="paper", proportional=0.03, integral=0.03, derivative=0.03
+)
 FIXED = Controller(rule="fixed", initial=0.3)  # the best constant: an oracle's
 
 
@@ -89,6 +92,7 @@ PRESETS = {
     "warm-start-pid": replace(DEFAULT, align="none", controller=PID),
     "pid": replace(DEFAULT, controller=PID),
     "dual": replace(DEFAULT, controller=DUAL),
+    "apid-paper": replace(DEFAULT, controller=APID_PAPER),
     "fqe": replace(DEFAULT, entropy_weight=0.0, cost_entropy_weight=0.0),
     "measured-unit": replace(DEFAULT, multiplier_scale=None),
     "warm-start-measured-unit": replace(DEFAULT, align="none", multiplier_scale=None),

@@ -54,7 +54,13 @@ PRESETS = {
     "default": DEFAULT,
     "jsrl": DEFAULT,
     "pex": replace(DEFAULT, method="pex"),
-    "so2": replace(DEFAULT, method="so2", target_noise=0.1),
+    # Its policy is the offline one: Marvel's temperature.
+    "so2": replace(
+        DEFAULT,
+        method="so2",
+        target_noise=0.1,
+        initial_temperature=marvel.DEFAULT.initial_temperature,
+    ),
 }
 
 

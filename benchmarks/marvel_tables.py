@@ -54,7 +54,8 @@ HEADER = (
     "it, of the policy's mean action on the evaluation starts: gap closed (nominal starts, IQM), "
     "and P(violation), of hot starts those that can be saved. Intervals: bootstrap over seeds, "
     "95 %. Gradient steps count the alignment's. The rows of CPQ and "
-    "BEAR-Lag are the policies that are handed over."
+    "BEAR-Lag are the policies that are handed over; `pi_tuned` is a PI controller, tuned with the "
+    "simulator."
 )
 
 
@@ -89,7 +90,8 @@ def training_of(curves: pd.DataFrame) -> pd.DataFrame:
 def table(results: pd.DataFrame, curves) -> pd.DataFrame:
     """One row a scenario, method and variant, in the order in which they are planned."""
     rows = []
-    order = [("cpq", "default"), ("bearl", "default")]
+    before = ("oracle", "pi_tuned", "cpq", "bearl")
+    order = [(method, "default") for method in before]
     order += [(method, variant) for method in ONLINE for variant in VARIANTS[METHODS[method][0]]]
     for scenario in polycstr_jax.SCENARIOS:
         for method, variant in order:
