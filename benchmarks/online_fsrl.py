@@ -39,7 +39,10 @@ class Wire:
 
     def ask(self, message):
         self.send(message)
-        return self.receive()
+        answer = self.receive()
+        if answer is None:
+            sys.exit("nobody answers")
+        return answer
 
 
 class Reactor(gymnasium.Env):
