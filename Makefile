@@ -17,7 +17,11 @@ PEERS := .ci/peers.txt
 VENV_PEERS := .venv-peers
 STAMP_PEERS := $(VENV_PEERS)/.installed
 
-.PHONY: help leaderboard peers test lint format smoke wheel clean
+FSRL := .ci/fsrl.txt
+VENV_FSRL := .venv-fsrl
+STAMP_FSRL := $(VENV_FSRL)/.installed
+
+.PHONY: help leaderboard peers fsrl test lint format smoke wheel clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
@@ -31,6 +35,9 @@ leaderboard: $(STAMP) ## train, evaluate and print the leaderboard (about 45 min
 
 peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and compare (about 45 minutes on 2 CPU cores)
 	$(BIN)/python -m benchmarks.peers --peer-python $(VENV_PEERS)/bin/python
+
+fsrl: $(STAMP) $(STAMP_FSRL) ## measure SAC-Lag's online loop beside FSRL's (about 15 minutes on 2 CPU cores)
+	$(BIN)/python -m benchmarks.online_speed --peer-python $(VENV_FSRL)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -67,7 +74,7 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	venv/bin/python -I -c 'from polycstr_jax import controllers, data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); evaluate.references("startup", "hot"); controllers.tuned_pi("all"); print(evaluate.starts("startup", "hot").state.shape)'
 
 clean: ## remove the virtual environments, builds and caches (not results/)
-	rm -rf $(VENV) $(VENV_PEERS) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -87,4 +94,10 @@ $(STAMP_PEERS): $(PEERS) | $(STAMP)
 	@echo "making $(VENV_PEERS) with d3rlpy and torch, apart from ours: a few minutes"
 	"$(PYTHON)" -m venv $(VENV_PEERS)
 	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check -r $(PEERS)
+	@touch $@
+
+$(STAMP_FSRL): $(FSRL) | $(STAMP)
+	@echo "making $(VENV_FSRL) with FSRL and torch, apart from ours: a few minutes"
+	"$(PYTHON)" -m venv $(VENV_FSRL)
+	$(VENV_FSRL)/bin/python -m pip install -q --disable-pip-version-check -r $(FSRL)
 	@touch $@

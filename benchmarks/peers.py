@@ -93,17 +93,20 @@ def check(args: Args) -> None:
 # --- To the peer and back ---
 
 
-def peer_versions(peer_python: Path) -> dict[str, str]:
-    """Versions in the peers' environment; `SystemExit` if it lacks a package."""
+def peer_versions(
+    peer_python: Path, packages: tuple[str, ...] = PEER_PACKAGES, target: str = "peers"
+) -> dict[str, str]:
+    """Versions in a peer's environment, which `make target` makes; `SystemExit` if it lacks a
+    package."""
     code = (
         "import json; from importlib.metadata import version; "
-        f"print(json.dumps({{name: version(name) for name in {PEER_PACKAGES!r}}}))"
+        f"print(json.dumps({{name: version(name) for name in {packages!r}}}))"
     )
     command = [peer_python.absolute(), "-I", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(
-            f"peer-python = {peer_python} lacks one of {', '.join(PEER_PACKAGES)}; `make peers` "
+            f"peer-python = {peer_python} lacks one of {', '.join(packages)}; `make {target}` "
             f"installs them.\n{done.stderr[-500:]}"
         )
     return json.loads(done.stdout)

@@ -363,10 +363,10 @@ FORMATS = {  # of other columns than text, and numbers with two decimals
 }
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], formats: dict[str, str] = FORMATS) -> str:
     kinds = pd.DataFrame(rows).dtypes.items()
     default = {name: "{:.2f}" if kind == "float64" else "{}" for name, kind in kinds}
-    return markdown_table(pd.DataFrame(rows), {x: FORMATS.get(x, default[x]) for x in default})
+    return markdown_table(pd.DataFrame(rows), {x: formats.get(x, default[x]) for x in default})
 
 
 def measure_all(args: Args) -> dict[str, Any]:
@@ -423,16 +423,20 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write(folder: Path, name: str, found: dict[str, Any], tables: str) -> None:
+    """`name`.json and `name`.md, which is shown, too."""
+    for suffix, text in (("md", tables), ("json", json.dumps(found, indent=2) + "\n")):
+        path = folder / f"{name}.{suffix}"
+        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+    print(tables)
+    rich.print(f"written: {folder}/{name}.json and .md")
+
+
 def main(args: Args) -> None:
     args = resolve(args)
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
     found = measure_all(args)
-    tables = markdown(found)
-    for suffix, text in (("md", tables), ("json", json.dumps(found, indent=2) + "\n")):
-        path = args.out / f"training_speed.{suffix}"
-        write_atomically(path, lambda file, text=text: file.write(text.encode()))
-    print(tables)
-    rich.print(f"written: {args.out}/training_speed.json and .md")
+    write(args.out, "training_speed", found, markdown(found))
 
 
 if __name__ == "__main__":
