@@ -21,11 +21,12 @@ the data, independently of (s, a, s'); the data have to be episode after episode
 Deviations from the paper: no penalty on the slopes of nu and chi, which the authors' code has;
 observations are standardised, rewards in units of their standard deviation times `reward_scale`,
 actions enter as asinh(a / std), rescaled to [-1, 1], and as at most 0.999; the spread of the policy
-has a floor; smaller networks and batches, and cosine decay. `released` is nearer to OSRL's
-implementation, which leaves out the factor 1 - gamma of L, so that at gamma = 0.99 the limit is 100
-times as wide and never binds (`released_limit`), takes time-outs as the end, of costs too, and
-blurs what the policy imitates (`blur`). Presets `limit0`, `limit2`, `limit5` are `default` at that
-cost limit; the default's is 2 violating intervals an episode.
+has a floor; smaller networks and batches, and cosine decay. `paper` has the sizes and rates of
+OSRL's implementation. `released` is nearer to it: that leaves out the factor 1 - gamma of L, so
+that at gamma = 0.99 the limit is 100 times as wide and hardly ever binds (`released_limit`), takes
+time-outs as the end, of costs too, and blurs what the policy imitates (`blur`). Presets `limit0`,
+`limit2`, `limit5` are `default` at that cost limit; the default's is 2 violating intervals an
+episode.
 
 Run: python algos/coptidice.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -66,12 +67,12 @@ class Config:
     batch_size: int = 256
     hidden: tuple[int, ...] = (128, 128)  # of policy, nu and chi
     actor_rate: float = 3e-4
-    nu_rate: float = 3e-4  # of nu and chi; 1e-4 (OSRL)
-    dual_rate: float = 1e-3  # of lambda and tau, before softplus; 1e-4 (OSRL)
+    nu_rate: float = 1e-3  # of nu and chi; 1e-4 (OSRL)
+    dual_rate: float = 1e-2  # of lambda and tau, before softplus; 1e-4 (OSRL)
     cosine_decay: bool = True  # of policy, nu and chi, to 0 over num_updates
     discount: float = 0.99  # (OSRL)
     divergence: Divergence = "softchi"  # (OSRL)
-    alpha: float = 0.5  # (OSRL)
+    alpha: float = 0.1  # 0.5 (OSRL)
     radius: float = 0.01  # epsilon, in nats; 0: the expectation of w c itself (OSRL)
     reward_scale: float = 0.1  # (OSRL)
     cost_limit: float = 2.0  # violating intervals an episode
@@ -89,6 +90,7 @@ PAPER = Config(  # the public implementation's sizes
     actor_rate=1e-4,
     nu_rate=1e-4,
     dual_rate=1e-4,
+    alpha=0.5,
     cosine_decay=False,
     action_unit="box",
 )
