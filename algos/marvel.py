@@ -90,6 +90,9 @@ PRESETS = {
     "warm-start": replace(DEFAULT, align="none"),
     "more-steps": replace(DEFAULT, align="none", gradient_steps=250),  # as many in all
     "warm-start-pid": replace(DEFAULT, align="none", controller=PID),
+    "warm-start-dual": replace(DEFAULT, align="none", controller=DUAL),
+    "warm-start-apid-paper": replace(DEFAULT, align="none", controller=APID_PAPER),
+    "warm-start-fixed": replace(DEFAULT, align="none", controller=FIXED),
     "pid": replace(DEFAULT, controller=PID),
     "dual": replace(DEFAULT, controller=DUAL),
     "apid-paper": replace(DEFAULT, controller=APID_PAPER),

@@ -81,15 +81,17 @@ REFERENCES = (
 HORIZONS = {"horizon10": 10, "horizon2": 2}  # intervals
 NUM_RANDOM_SEEDS = 8  # of the random controller
 ON_AN_ACCELERATOR = ("paper", "first-commit")  # variants of FISOR too long for a CPU
+LIMITS = ("limit0", "limit5")  # beside the default, 2
 VARIANTS = {  # of the suites fisor and marvel
     "fisor": tuple(fisor.PRESETS),
     "cpq": ("limit0", "limit2", "limit5"),
     "coptidice": ("limit0", "limit2", "limit5"),
-    "sac_lag": ("default", "apid", "more-steps"),
+    "sac_lag": ("default", "apid", "more-steps", "from-scratch-dual", *LIMITS),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
-        *("reward-only", "cost-only", "pid", "dual", "fixed", "warm-start-pid"),
-        *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start"),
+        *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed"),
+        *("warm-start-pid", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
+        *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start", *LIMITS),
     ),
     "o2o_baselines": ("jsrl", "pex", "so2"),
 }
@@ -160,9 +162,19 @@ OF_MIXED["mixed"] = ("bc", "iql", "cpq", "coptidice", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
 MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", "bearl", *ONLINE)}, "mixed")
+NOT_QUICK = (
+    *("from-scratch-dual", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
+    *LIMITS,
+)
 MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(
     scenarios=("startup",),
     seed_width=12,
+    variants=tuple(
+        variant
+        for method in ONLINE
+        for variant in VARIANTS[METHODS[method][0]]
+        if variant not in NOT_QUICK
+    ),
 )
 MARVEL_PRESETS["smoke"] = MARVEL_PRESETS["smoke"]._replace(num_updates=2, variants=("default",))
 SUITES = {
@@ -490,11 +502,14 @@ def pi_on_tune(scenario: str):
 
 
 @functools.cache
-def build(file: str, config, base: Algorithm | None) -> Algorithm:
-    """An algorithm's functions, made once for each configuration so that they compile once."""
+def build(file: str, config, base: Algorithm | None, scenario: str = "startup") -> Algorithm:
+    """An algorithm's functions, made once for each configuration so that they compile once.
+
+    `scenario`: whose environment it trains in, if it trains online.
+    """
     make_train = importlib.import_module(f"algos.{file}").make_train
     layer = {} if base is None else {"base": base}
-    return make_train(config, ENV, ENV.default_params, **layer)
+    return make_train(config, ENV, scenario_params(scenario), **layer)
 
 
 def train(algorithm: Algorithm, training, cell: Cell, first: int) -> Trained:
@@ -557,7 +572,9 @@ def algorithm_of(cell: Cell) -> Algorithm:
     base = None
     if cell.base_config is not None:
         base = build(METHODS[cell.algorithm_config.base][0], cell.base_config, None)
-    return build(METHODS[cell.method][0], cell.algorithm_config, base)
+    # What learns from data alone is compiled once for all scenarios.
+    scenario = cell.scenario if cell.method in ONLINE else "startup"
+    return build(METHODS[cell.method][0], cell.algorithm_config, base, scenario)
 
 
 def run_algorithm(cell: Cell) -> Outcome:

@@ -13,7 +13,7 @@ from benchmarks import marvel as benchmark
 from benchmarks import run
 from polycstr_jax import data as data_module
 from polycstr_jax.env import initial_state, scenario_params, state_from_obs
-from tests.made_up import noise
+from tests.made_up import noise, squashed_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SMALL = dataclasses.replace(
@@ -50,7 +50,7 @@ def measured(tmp_path_factory):
         patch.setattr(benchmark, "COVERED", ("mixed",))
         patch.setattr(sac_lag, "DEFAULT", SCRATCH)
         patch.setattr(benchmark, "SHOWN", benchmark.SHOWN[::3])
-        patch.setattr(benchmark, "FOULING", {"pid": {"rule": "pid"}})
+        patch.setattr(benchmark, "FOULING", {"pid": {"controller": marvel.PID}})
         patch.setattr(benchmark, "NUM_POINTS", 200)
         patch.setattr(benchmark, "ALIGNED", {"offline": {"align": "none"}, "aligned": {}})
         benchmark.main(args)
@@ -63,8 +63,9 @@ def test_every_section_has_rows_and_provenance(measured):
     assert all({"commit", "hardware"} <= {*section["made"]} for section in measured.values())
     rows = {name: section["rows"] for name, section in measured.items()}
     assert [row["chosen"] for row in rows["tuning"]] == [True]
-    assert [row["reset"] for row in rows["fouling"]] == [False, True]
-    assert [row["data"] for row in rows["coverage"]] == ["mixed", "Spearman's rho with KL"]
+    plants = [("nothing", False), ("fouled", False), ("fouled", True)]
+    assert [(row["change"], row["reset"]) for row in rows["fouling"]] == plants
+    assert [row["data"] for row in rows["coverage"]] == ["mixed"]
     kinds = {(row["pairs"], row["critic"], row["critics"]) for row in rows["values"]}
     assert len(kinds) == len(rows["values"]) == 2 * 2 * 2
     for row in (*rows["tuning"], *rows["sweeps"]):
@@ -77,7 +78,9 @@ def test_aligned_critics_and_offline_ones_are_judged_by_the_same_episodes(measur
     for source in ("data", "random"):
         for critic in ("Q", "Q_c"):
             pair = [rows[source, critic, name] for name in ("offline", "aligned")]
-            assert pair[0]["true mean"] == pair[1]["true mean"]
+            # Up to the entropies that the aligned ones were fitted to.
+            assert pair[0]["true"] != pair[1]["true"]
+            assert pair[0]["true"] == pytest.approx(pair[1]["true"], abs=1.0)
         assert rows[source, "Q", "offline"]["said"] != rows[source, "Q", "aligned"]["said"]
 
 
@@ -119,13 +122,17 @@ def test_settings_of_every_rule_are_as_many_and_allowed():
 
 
 def test_agreement_is_of_ranks_and_its_error_in_deviations():
-    true = np.arange(10.0)
-    assert benchmark.agreement(np.exp(true), true)["rho"] == pytest.approx(1.0)
-    assert benchmark.agreement(-true, true)["rho"] == pytest.approx(-1.0)
+    true = np.arange(10.0)[None]
+    assert benchmark.agreement(np.exp(true[0]), true)["rho"] == pytest.approx(1.0)
+    assert benchmark.agreement(-true[0], true)["rho"] == pytest.approx(-1.0)
     assert np.isnan(benchmark.agreement(np.ones(10), true)["rho"])
-    found = benchmark.agreement(true + 3.0, true)
+    found = benchmark.agreement(true[0] + 3.0, true)
     assert found["off"] == pytest.approx(3.0 / true.std())
-    assert (found["said"], found["true"]) == pytest.approx((7.5, 4.5))
+    assert (found["said"], found["true"], found["share of zeros"]) == pytest.approx((7.5, 4.5, 0.1))
+    # The ceiling is of halves of the episodes: of noise alone it is low.
+    noisy = np.random.default_rng(0).normal(size=(20, 500))
+    assert abs(benchmark.agreement(true.repeat(50), noisy)["ceiling"]) < 0.2
+    assert benchmark.agreement(true[0], np.repeat(true, 4, axis=0))["ceiling"] == pytest.approx(1.0)
 
 
 def state_of(std: float = 1e-9):
@@ -148,8 +155,9 @@ def test_simulated_values_are_those_of_stepping_the_environment():
     obs = jnp.asarray(data_module.generate("startup", "pi", num_episodes=1).obs[[20, 60]])
     action = jnp.asarray([[0.5, -0.5], [-0.3, 0.2]])
     act = sac_lag.mean_policy(SMALL, state)
-    # Twice as many episodes say the same where nothing is random.
     found = benchmark.simulated(SMALL, state, obs, action, jax.random.key(3), params, 2, 3)
+    for x in found[:2]:  # nothing is random but the entropy of a spread of 1e-9
+        np.testing.assert_allclose(x[0], x[1], rtol=1e-5)
     step = jax.jit(run.ENV.step_env)
     for lane in range(2):
         env_state, now = initial_state(*state_from_obs(obs[lane])), action[lane]
@@ -159,8 +167,8 @@ def test_simulated_values_are_those_of_stepping_the_environment():
             value += 0.99**k * float(state.normaliser.reward(reward))
             cost += 0.99**k * float(info["constraints"][0] > 0.0)
             now = act(seen, None)
-        assert float(found[0][lane]) == pytest.approx(value, rel=1e-3)
-        assert float(found[1][lane]) == pytest.approx(cost)
+        assert float(found[0][0, lane]) == pytest.approx(value, rel=1e-3)
+        assert float(found[1][0, lane]) == pytest.approx(cost)
 
 
 def test_a_state_above_the_limit_costs_something():
@@ -168,8 +176,21 @@ def test_a_state_above_the_limit_costs_something():
     obs = jnp.asarray(data_module.generate("startup", "pi", num_episodes=1).obs[[20]])
     hot = obs.at[0, 4].set(params.temperature_limit + 5.0)
     rng = jax.random.key(0)
-    _, cost = benchmark.simulated(SMALL, state, hot, jnp.zeros((1, 2)), rng, params, 1, 1)
-    assert float(cost[0]) == 1.0
+    _, cost, entropy = benchmark.simulated(SMALL, state, hot, jnp.zeros((1, 2)), rng, params, 1, 1)
+    assert float(cost[0, 0]) == 1.0
+    assert float(entropy[0, 0]) == 0.0  # of the given action there is none
+
+
+def test_entropies_are_those_of_the_policy_discounted_from_the_second_action_on():
+    std, mean = 0.4, 0.0
+    state, params = state_of(std), scenario_params("startup")
+    last = state.params.actor["params"]["Dense_1"]
+    state.params.actor["params"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
+    obs = jnp.asarray(data_module.generate("startup", "pi", num_episodes=1).obs[[20]])
+    rng = jax.random.key(0)
+    found = benchmark.simulated(SMALL, state, obs, jnp.zeros((1, 2)), rng, params, 2_000, 3)[2]
+    expected = (0.99 + 0.99**2) * 2 * squashed_entropy(mean, std)  # of two actions
+    assert float(found.mean()) == pytest.approx(expected, abs=0.1)
 
 
 def test_predictions_are_the_least_value_and_the_greatest_cost():
@@ -210,8 +231,20 @@ def test_the_divergence_of_gaussians_is_the_known_one():
     assert benchmark.divergence(sample, rng.normal(size=(4_000, 2))) == pytest.approx(0, abs=0.1)
 
 
+def test_control_errors_are_no_further_dimensions():
+    """They are polymer and temperature once more, and would count twice in the divergence."""
+    state, obs, action = state_of(), jnp.arange(18.0).reshape(2, 9), jnp.zeros((2, 2))
+    found = benchmark.features(SMALL, state, obs, action)
+    assert found[0].tolist() == [0, 1, 2, 3, 4, 7, 8, 0, 0]
+
+
 def test_coverage_is_the_quantile_of_the_same_and_nothing_of_another_place():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(4_000, 3))
-    assert benchmark.covered(rng.normal(size=(2_000, 3)), data) == pytest.approx(0.95, abs=0.02)
-    assert benchmark.covered(rng.normal(9.0, 1.0, (2_000, 3)), data) == 0.0
+    radius = benchmark.own_distance(data)
+    assert benchmark.covered(rng.normal(size=(2_000, 3)), data[::2], radius) == pytest.approx(
+        0.95, abs=0.02
+    )
+    assert benchmark.covered(rng.normal(9.0, 1.0, (2_000, 3)), data, radius) == 0.0
+    # Less data cover less, within the same distance.
+    assert benchmark.covered(rng.normal(size=(2_000, 3)), data[::40], radius) < 0.7

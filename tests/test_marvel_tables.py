@@ -1,17 +1,32 @@
 """The tables of arXiv 2412.04426: what is counted in training, and what is compared."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
 from algos import bearl
 from benchmarks import marvel_tables
-from benchmarks.run import CURVES, METHODS, ONLINE, RESTS_ON, SHARED, SUITES, VARIANTS, plan_cells
+from benchmarks.run import (
+    CURVES,
+    METHODS,
+    NOT_QUICK,
+    ONLINE,
+    RESTS_ON,
+    SHARED,
+    SUITES,
+    VARIANTS,
+    algorithm_of,
+    plan_cells,
+)
 from benchmarks.tables import markdown_table
+from polycstr_jax.env import scenario_params
+from tests.made_up import noise
 
 SEEDS = 8
 ALGOS = Path(__file__).parent.parent / "algos"
@@ -46,6 +61,9 @@ def curves_of(cost, num_updates=4, **config):
     curves["episode_return"] = -1_000.0 * (update + 1)
     curves["peak_temperature"] = np.where(update % 2, 390.0, 351.0)
     settings = {"num_updates": num_updates, "num_episodes": 1, "gradient_steps": 200}
+    settings |= {"cost_limits": [2.0], "offline_steps": 6_000 if "align" in config else 0}
+    if "align" in config:
+        settings["base"] = "cpq"
     curves.attrs = settings | config
     return curves
 
@@ -89,6 +107,10 @@ def test_arms_are_compared_where_both_are_there():
     assert claims["arms"].tolist() == ["marvel@default - marvel@warm-start"]
     assert claims["violating intervals"][0].startswith("-8.0 [")
     assert claims["gap closed"][0].startswith("+10.0 [")
+    # Both arms have the same seeds: what they have in common goes.
+    assert claims["violating intervals"][0] == "-8.0 [-8.0, -8.0]"
+    scratch = marvel_tables.difference(pd.Series(np.arange(8.0)), pd.Series(np.arange(8.0)), False)
+    assert scratch.startswith("+0.0 [-") and scratch != "+0.0 [-0.0, 0.0]"
     for _, *arms in marvel_tables.CLAIMS:
         for method, variant in arms:
             assert variant in VARIANTS[METHODS[method][0]]
@@ -108,7 +130,8 @@ def test_curves_are_read_with_the_settings_they_were_made_with(tmp_path):
     curves = curves_of(1.0)
     curves.to_csv(folder / "marvel@pid.curves.csv", index=False)
     assert marvel_tables.read_curves(tmp_path) == {}  # not finished
-    settings = {"config": {"config": curves.attrs}}
+    curves.attrs |= {"offline_steps": 6_000}
+    settings = {"config": {"config": curves.attrs, "base_config": {"num_updates": 6_000}}}
     (folder / "marvel@pid.json").write_text(json.dumps(settings))
     found = marvel_tables.read_curves(tmp_path)["startup", "marvel", "pid"]
     assert found.attrs == curves.attrs
@@ -137,8 +160,29 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
         else:  # the very policies that are handed over
             assert cell.algorithm_config in bases
     assert {method for method, _ in arms} == {"cpq", "bearl", *ONLINE}
+    assert not {variant for _, variant in arms} & set(NOT_QUICK)
+    full = plan_cells(SUITES["marvel"].presets["full"], "marvel")
+    assert set(NOT_QUICK) <= {c.variant for c in full}  # so that what was not run is named
     smoke = plan_cells(SUITES["marvel"].presets["smoke"], "marvel")
     assert {c.variant for c in smoke} == {"default"}
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_a_cell_trains_in_the_environment_of_its_scenario():
+    """The first thing that is played begins where the scenario does."""
+    cells = plan_cells(SUITES["marvel"].presets["full"], "marvel")
+    for scenario in ("startup", "grade_up"):
+        cell = next(c for c in cells if (c.scenario, c.method) == (scenario, "sac_lag"))
+        config = dataclasses.replace(
+            cell.algorithm_config, hidden=(4,), batch_size=4, gradient_steps=1, capacity=200
+        )
+        functions = algorithm_of(cell._replace(algorithm_config=config))
+        state = jax.jit(functions.init)(jax.random.key(0), noise())
+        run = jax.jit(functions.run, static_argnums=3)
+        state, _ = run(state, noise(), jax.random.key(1), 1)
+        low, high = scenario_params(scenario).start_mean, scenario_params(scenario).start_width
+        first = state.replay.kept.obs[0]
+        assert abs(float(first[4]) - low[4]) <= high[4] + 1e-3, scenario
 
 
 def imported(file):
