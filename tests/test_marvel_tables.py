@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,18 +172,23 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
 def test_a_cell_trains_in_the_environment_of_its_scenario():
     """The first thing that is played begins where the scenario does."""
     cells = plan_cells(SUITES["marvel"].presets["full"], "marvel")
+    wide = noise().normaliser._replace(obs_std=jnp.full(9, 1_000.0))
+    data = noise()._replace(normaliser=wide)
     for scenario in ("startup", "grade_up"):
         cell = next(c for c in cells if (c.scenario, c.method) == (scenario, "sac_lag"))
         config = dataclasses.replace(
             cell.algorithm_config, hidden=(4,), batch_size=4, gradient_steps=1, capacity=200
         )
         functions = algorithm_of(cell._replace(algorithm_config=config))
-        state = jax.jit(functions.init)(jax.random.key(0), noise())
-        run = jax.jit(functions.run, static_argnums=3)
-        state, _ = run(state, noise(), jax.random.key(1), 1)
-        low, high = scenario_params(scenario).start_mean, scenario_params(scenario).start_width
-        first = state.replay.kept.obs[0]
-        assert abs(float(first[4]) - low[4]) <= high[4] + 1e-3, scenario
+        state = jax.jit(functions.init)(jax.random.key(0), data)
+        state, _ = jax.jit(functions.run, static_argnums=3)(state, data, jax.random.key(1), 1)
+        params = scenario_params(scenario)
+        polymer, temperature = 1_000.0 * np.asarray(state.replay.kept.obs[0, 3:5])
+        for found, mean, width in zip(
+            (polymer, temperature), params.start_mean[3:], params.start_width[3:], strict=True
+        ):
+            assert abs(found - mean) <= width + 0.01, scenario
+    assert scenario_params("startup").start_mean[3] != scenario_params("grade_up").start_mean[3]
 
 
 def imported(file):
