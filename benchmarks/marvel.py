@@ -238,9 +238,9 @@ def measure_sweeps(args: Args) -> list[dict]:
     return rows
 
 
-def paired(values, baseline) -> str:
+def paired(values, baseline, digits: int = 1) -> str:
     """Mean difference of two arms (S,) of the same seeds, with its 95 % interval."""
-    return difference(pd.Series(values), pd.Series(baseline), True)
+    return difference(pd.Series(values), pd.Series(baseline), True, digits)
 
 
 # --- Values of the critics ---
@@ -376,7 +376,7 @@ def measure_values(args: Args) -> list[dict]:
             row = {"pairs": source, "critic": what, "critics": name, "seeds": int(known.sum())}
             row["rho"] = float(rho[known].mean()) if known.any() else np.nan
             if known.any():
-                row["more than offline"] = paired(rho[known], before[known])
+                row["more than offline"] = paired(rho[known], before[known], 2)
             for key in ("ceiling", "off", "said", "true", "share of zeros"):
                 row[key] = float(np.median([x[key] for x in of_seeds]))
             rows.append(row)
@@ -519,9 +519,9 @@ def measure_fouling(args: Args) -> list[dict]:
         for change, condition, reset in plants:
             params = conditions.params(args.scenario, condition)
             after = marvel.make_train(config, ENV, params, base=base)
-            begun = jax.tree.map(jnp.asarray, states)
-            if reset:
-                begun = begun._replace(multiplier=jax.vmap(multipliers.reset)(begun.multiplier))
+            told = jax.vmap(multipliers.reset)(states.multiplier) if reset else states.multiplier
+            # Copies, for they are given away, and what is reset shares arrays.
+            begun = jax.tree.map(jnp.array, states._replace(multiplier=told))
             curves = []
             for _ in range(args.num_updates - half):
                 begun, metrics = jitted_over_seeds(after)[1](begun, training, run_keys, 1)

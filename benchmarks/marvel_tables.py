@@ -181,13 +181,13 @@ def claims(results: pd.DataFrame, curves) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def difference(first: pd.Series, second: pd.Series, paired: bool) -> str:
+def difference(first: pd.Series, second: pd.Series, paired: bool, digits: int = 1) -> str:
     """mean(first) - mean(second) of two arms by seed, with its interval."""
     if paired:
         found = stats.seed_bootstrap((first - second).dropna().to_numpy(), np.mean)
     else:
         found = stats.difference_of_means(first.to_numpy(), second.to_numpy())
-    return f"{found.value:+.1f} {interval(found, 1)}"
+    return f"{found.value:+.{digits}f} {interval(found, digits)}"
 
 
 def missing(results: pd.DataFrame) -> list[str]:
