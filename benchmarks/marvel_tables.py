@@ -28,6 +28,7 @@ COLUMNS = {
     "offline steps": "{:d}",
     "violating intervals": "{:.1f}",
     "their interval": "{}",
+    "in the first 10 updates": "{:.1f}",
     "above the limit": "{:.3f}",
     "runaways": "{:.2f}",
     "mean return": "{:.0f}",
@@ -89,14 +90,16 @@ def read_curves(folder: Path) -> dict[tuple[str, str, str], pd.DataFrame]:
 
 
 def training_of(curves: pd.DataFrame) -> pd.DataFrame:
-    """Of each seed: violating intervals, share of episodes above the limit, updates whose episodes
-    ran away, return."""
+    """Of each seed: violating intervals, also in the first ten updates, share of episodes above the
+    limit, updates whose episodes ran away, return."""
     episodes = curves.attrs["num_episodes"]
     by_seed = curves.groupby("seed")
+    early = curves[curves["update"] < 10]
     hot = curves["peak_temperature"] > EnvParams().runaway_temperature
     return pd.DataFrame(
         {
             "violating intervals": episodes * by_seed["episode_cost"].sum(),
+            "in the first 10 updates": episodes * early.groupby("seed")["episode_cost"].sum(),
             "above the limit": by_seed["above_limit"].mean(),
             "runaways": hot.groupby(curves["seed"]).sum(),
             "mean return": by_seed["episode_return"].mean(),
@@ -223,7 +226,7 @@ DRAWN = {  # arm -> colour, line
     ("sac_lag", "default"): ("0.4", ":"),
     ("marvel", "warm-start"): ("#d97706", "-"),
     ("marvel", "default"): ("#1f5fa8", "-"),
-    ("marvel", "pid"): ("#1f5fa8", "--"),
+    ("marvel", "fixed"): ("#b3261e", "-"),
     ("o2o", "jsrl"): ("#15803d", "-"),
     ("o2o", "pex"): ("#15803d", "--"),
     ("o2o", "so2"): ("#15803d", ":"),
@@ -231,8 +234,9 @@ DRAWN = {  # arm -> colour, line
 
 
 def figure(curves, scenario: str, path: Path) -> None:
-    """Return and cost of the training episodes against interactions: median, and middle half."""
-    fig, axes = plt.subplots(2, 1, figsize=(7.0, 6.0), sharex=True, layout="constrained")
+    """Return and cost of the training episodes, ten together, against interactions: median over
+    seeds, and their middle half."""
+    fig, axes = plt.subplots(2, 1, figsize=(9.0, 8.0), sharex=True, layout="constrained")
     for (method, variant), (colour, line) in DRAWN.items():
         found = curves.get((scenario, method, variant))
         if found is None:
@@ -244,13 +248,17 @@ def figure(curves, scenario: str, path: Path) -> None:
             of_seeds = smooth.mean().unstack()
             per_update = found.attrs["num_episodes"] * EPISODE_LENGTH
             at = (of_seeds.columns.to_numpy() * 10 + 5) * per_update
-            low, middle, high = np.quantile(of_seeds.to_numpy(), (0.25, 0.5, 0.75), axis=0)
+            sign = -1.0 if name == "episode_return" else 1.0  # a logarithm wants it positive
+            shown = sign * of_seeds.to_numpy()
+            low, middle, high = np.quantile(shown, (0.25, 0.5, 0.75), axis=0)
             axis.plot(
                 at, middle, color=colour, linestyle=line, marker=".", label=f"{method}@{variant}"
             )
             axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0.0)
-    axes[0].set(yscale="symlog", ylabel="return of an episode", title=scenario)
-    axes[1].set(yscale="symlog", ylabel="violating intervals", xlabel="interactions")
+    axes[0].set(yscale="log", ylabel="-return of an episode", title=f"{scenario}: in training")
+    axes[1].set(
+        yscale="symlog", ylabel="violating intervals", xlabel="interactions", ylim=(0, None)
+    )
     limit = next(iter(curves.values())).attrs["cost_limits"][0]
     axes[1].axhline(limit, color="0.2", linewidth=0.8)
     axes[0].legend(fontsize=7)

@@ -88,6 +88,9 @@ def test_training_is_counted_over_all_episodes_of_a_seed():
     np.testing.assert_allclose(counted["violating intervals"], 12.0 + np.arange(SEEDS))
     assert set(counted["above the limit"]) == {0.25} and set(counted["runaways"]) == {2}
     assert set(counted["mean return"]) == {-2_500.0}
+    late = curves_of(3.0, num_updates=12)
+    late["episode_cost"] = np.where(late["update"] < 10, 1.0, 5.0)
+    assert set(marvel_tables.training_of(late)["in the first 10 updates"]) == {10.0}
     twice = marvel_tables.training_of(curves_of(3.0, num_episodes=2))
     np.testing.assert_allclose(twice["violating intervals"], 2.0 * (12.0 + np.arange(SEEDS)))
 
