@@ -16,6 +16,9 @@ The public implementation computes the penalty without gradient, with the target
 actions before tanh, and divides the sum over the improbable actions by the number of all: only
 its multiplier ever moves. `released_penalty` does the same, for comparison.
 
+The indicator supposes rewards of 0 or more. Where they are not, as in this environment, a 0 is not
+the worst that a costly action can be worth but the best (docs/algorithms/cpq.md). Not mended here.
+
 Three faults of the method itself are mended in `default`. An actor whose actions are all called
 too costly has no gradient and stays where it is, as one does that leaps past the limit: here such
 actions descend their cost (`way_back`), both terms in units of their mean size. The quantile is
