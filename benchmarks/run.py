@@ -85,6 +85,7 @@ LIMITS = ("limit0", "limit5")  # beside the default, 2
 VARIANTS = {  # of the suites fisor and marvel
     "fisor": tuple(fisor.PRESETS),
     "cpq": ("limit0", "limit2", "limit5"),
+    "bearl": ("limit0", "limit2", "limit5"),
     "coptidice": ("limit0", "limit2", "limit5"),
     "sac_lag": ("default", "apid", "more-steps", "from-scratch-dual", *LIMITS),
     "marvel": (
@@ -125,7 +126,7 @@ class Preset(NamedTuple):
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
-    "smoke": Preset(2, 2, ("startup",), ("pi",), 20),
+    "smoke": Preset(2, 2, ("startup",), ("pi",), 20, {"pi": (*OF_PI, "cpq", "fisor")}),
     "quick": Preset(
         8, None, SCENARIOS, data.DATASETS, None, {"pi": OF_PI, "mixed": ("bc", "iql", "fisor")}
     ),
