@@ -106,7 +106,7 @@ def test_critics_may_begin_at_random():
 
 
 def test_the_unit_of_lambda_is_the_ratio_of_the_medians():
-    functions, state = handed_over(align="none")
+    functions, state = handed_over(align="none", multiplier_scale=None)
     data, network = noise(), MLP((8,), 1)
     value, cost = (
         np.median(np.abs(actor_critic.twin_values(network, critic, data.obs, data.action)))
@@ -116,6 +116,8 @@ def test_the_unit_of_lambda_is_the_ratio_of_the_medians():
     gain = float(state.multiplier.gains.integral[0])
     rule = functions.config.controller
     assert gain == pytest.approx(rule.integral * value / max(cost, 0.01), rel=1e-4)
+    _, given = handed_over(align="none")
+    assert float(given.multiplier.scale[0]) == marvel.DEFAULT.multiplier_scale == 8.0
 
 
 def test_a_state_of_another_form_is_refused_and_every_leaf_named():
