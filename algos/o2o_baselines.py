@@ -16,9 +16,8 @@ PEX's choice asks the reward alone, as published: cost plays no part in it.
 
 Deviations from the paper: its release gives each of them fewer gradient steps an episode than
 Marvel, 5 to 27 times, and divides JSRL's cost by 25; here all have as many, with those of its
-alignment. SO2's other part,
-many more gradient steps, is `gradient_steps`; its noise is not clipped in the release. What is
-evaluated is the new policy's mean action, of PEX, too.
+alignment. SO2's other part, many more gradient steps, is `gradient_steps`; its noise is not clipped
+in the release. What is evaluated is the new policy's mean action, of PEX, too.
 
 Run: python algos/o2o_baselines.py --preset pex --scenario startup --dataset mixed --num-seeds 8
 """

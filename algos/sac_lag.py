@@ -121,7 +121,7 @@ PRESETS = {
     "default": DEFAULT,
     "released": RELEASED,
     "apid": replace(DEFAULT, controller=APID),
-    "from-scratch-dual": replace(DEFAULT, controller=DUAL),
+    "dual": replace(DEFAULT, controller=DUAL),
     "more-steps": replace(DEFAULT, gradient_steps=250),  # as many as Marvel with its alignment
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},
 }

@@ -39,8 +39,8 @@ from algos.common import jitted_over_seeds, train_seeds
 from benchmarks import ground_truth, run, toys, training_sets
 from benchmarks.figures import BLUE, LABELS, RED, draw, evaluation_keys, policy_trajectory, save
 from benchmarks.ground_truth import LIMIT, PLANES, SLICE_CONTROLS, slices_arrays
-from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
-from benchmarks.sections import check_folders, measure
+from benchmarks.run import ENV, SUITES, plan_cells
+from benchmarks.sections import check_folders, gap_of, measure, on_starts
 from benchmarks.training_speed import take_turns, training
 from polycstr_jax import data as data_module
 from polycstr_jax import evaluate, viability
@@ -415,7 +415,7 @@ def measure_tuning(args: Args) -> list[dict]:
     rows = []
     keys = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
     for scenario in args.scenarios:
-        data, params = training_sets.load(scenario, "mixed"), scenario_params(scenario)
+        data = training_sets.load(scenario, "mixed")
         starts = evaluate.starts(scenario, "tune")
         for name, changes in TUNED.items():
             config = dataclasses.replace(fisor.PRESETS["default"], **changes)
@@ -423,20 +423,9 @@ def measure_tuning(args: Args) -> list[dict]:
                 fisor.make_train(config), data, keys, config.num_updates
             )
             for acting, how in ACTING.items() if name in ("default", "indicator") else [("4", {})]:
-                act = fisor.make_train(dataclasses.replace(config, **how)).policy
-                found = jax.device_get(
-                    evaluate.evaluate_policies(
-                        ENV,
-                        params,
-                        act,
-                        states,
-                        evaluate.start_states(starts),
-                        evaluate.score_limits(scenario),
-                        jax.random.key(EVALUATION_KEY),
-                    )
-                )
-                of = evaluate.references(scenario, "tune")
-                gap = np.nanmean(evaluate.gap_closed(found.episode_return, of), axis=1)
+                acts = fisor.make_train(dataclasses.replace(config, **how))
+                found = on_starts(acts, states, scenario, starts)
+                gap = gap_of(found, evaluate.references(scenario, "tune"))
                 rows.append(
                     {
                         "scenario": scenario,

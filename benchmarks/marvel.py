@@ -43,8 +43,8 @@ from algos.common import LAYER_KEY, MLP, from_unit, jitted_over_seeds, to_unit, 
 from benchmarks import conditions, run, training_sets
 from benchmarks.figures import BLUE, LABELS, draw, policy_trajectory, save
 from benchmarks.marvel_tables import difference
-from benchmarks.run import ENV, EVALUATION_KEY, SUITES, plan_cells
-from benchmarks.sections import check_folders, measure
+from benchmarks.run import ENV, SUITES, plan_cells
+from benchmarks.sections import check_folders, gap_of, measure, on_starts
 from polycstr_jax import controllers, evaluate
 from polycstr_jax import data as data_module
 from polycstr_jax.data import REWARD_FLOOR
@@ -155,31 +155,12 @@ def fine_tuned(args: Args, config, dataset: str = "mixed"):
     return algorithm, run.train(algorithm, training, cell_of(args, dataset), FIRST_SEED)
 
 
-def evaluated(algorithm, states, scenario: str, kind: str, params: EnvParams | None = None):
-    """Metrics (S, E) of the mean action from a set of starts."""
-    return jax.device_get(
-        evaluate.evaluate_policies(
-            ENV,
-            scenario_params(scenario) if params is None else params,
-            algorithm.policy,
-            states,
-            evaluate.start_states(evaluate.starts(scenario, kind)),
-            evaluate.score_limits(scenario),
-            jax.random.key(EVALUATION_KEY),
-        )
-    )
-
-
-def gap_of(judged, reference) -> np.ndarray:
-    """Gap closed (S,), mean over starts."""
-    return np.nanmean(evaluate.gap_closed(judged.episode_return, reference), axis=1)
-
-
 def of_seeds(args: Args, config, dataset: str = "mixed"):
     """Violating intervals in training and gap closed on the `tune` starts, (S,) each; and a row of
     means over seeds."""
     algorithm, found = fine_tuned(args, config, dataset)
-    judged = evaluated(algorithm, found.states, args.scenario, "tune")
+    starts = evaluate.starts(args.scenario, "tune")
+    judged = on_starts(algorithm, found.states, args.scenario, starts)
     gap = gap_of(judged, evaluate.references(args.scenario, "tune"))
     curves = {name: np.asarray(curve) for name, curve in found.curves.items()}
     hot, half = curves["peak_temperature"] > EnvParams().runaway_temperature, args.num_updates // 2
@@ -236,6 +217,11 @@ def measure_sweeps(args: Args) -> list[dict]:
         rows.append({"setting": name} | more | row)
         rich.print(rows[-1])
     return rows
+
+
+def seed_of(states, seed: int):
+    """One of several seeds."""
+    return jax.tree.map(lambda x: x[seed], states)
 
 
 def paired(values, baseline, digits: int = 1) -> str:
@@ -306,20 +292,20 @@ def pairs(args: Args, source: str, rng: np.random.Generator):
         found = data_module.generate(args.scenario, "mixed")
         obs, action = found.obs, found.action
     else:
-        found = jax.device_get(random_episodes(scenario_params(args.scenario)))
+        found = jax.device_get(random_episodes(args.scenario))
         there = found.alive.reshape(-1)
         obs, action = (x.reshape(-1, x.shape[-1])[there] for x in (found.obs, found.action))
     chosen = rng.choice(len(obs), args.num_pairs, replace=False)
     return jnp.asarray(obs[chosen]), jnp.asarray(action[chosen])
 
 
-@jax.jit
-def random_episodes(params: EnvParams):
+@functools.partial(jax.jit, static_argnums=0)
+def random_episodes(scenario: str):
     """Roll-out (200, 64) of actions drawn uniformly from their box."""
-    keys = jax.random.split(jax.random.key(FIRST_SEED), (2, evaluate.NUM_STARTS))
-    initial = jax.vmap(lambda key: ENV.reset_env(key, params)[1])(keys[0])
-    steps = data_module.EPISODE_LENGTH
-    return rollout(ENV, params, controllers.uniform_random, keys[1], initial, keys[1], steps)
+    key, num = jax.random.key(FIRST_SEED), evaluate.NUM_STARTS
+    _, lane_keys = jax.random.split(key, (2, num))
+    random = controllers.uniform_random
+    return sac_lag.play(ENV, scenario_params(scenario), random, lane_keys, key, num)
 
 
 def aligned_states(args: Args, config: marvel.Config):
@@ -353,15 +339,14 @@ def measure_values(args: Args) -> list[dict]:
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
         for seed in range(args.num_seeds):
             obs, action = pairs(args, source, np.random.default_rng(seed))
-            ours = jax.tree.map(lambda x, seed=seed: x[seed], states["offline"])
+            ours = seed_of(states["offline"], seed)
             sizes = (args.num_repeats, args.horizon)
             played = simulated(
                 given["offline"], ours, obs, action, jax.random.key(seed), params, *sizes
             )
             reward, cost, entropy = (np.asarray(x, np.float64) for x in played)
             for name, config in given.items():
-                of_seed = jax.tree.map(lambda x, seed=seed: x[seed], states[name])
-                said = predicted(config, of_seed, obs, action)
+                said = predicted(config, seed_of(states[name], seed), obs, action)
                 soft = 0.0 if config.align == "none" else 1.0
                 truth = (
                     reward + soft * config.entropy_weight * entropy,
@@ -440,18 +425,13 @@ def features(config: marvel.Config, state, obs, action) -> np.ndarray:
     return np.concatenate([obs, inner], axis=-1, dtype=np.float64)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def own_episodes(config: marvel.Config, state, params: EnvParams):
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def own_episodes(config: marvel.Config, state, scenario: str):
     """Roll-out (200, 64) of a stochastic policy."""
-    keys = jax.random.split(jax.random.key(FIRST_SEED), (2, evaluate.NUM_STARTS))
-    initial = jax.vmap(lambda key: ENV.reset_env(key, params)[1])(keys[0])
-
-    def controller(obs, key):
-        key, now = jax.random.split(key)
-        return sampler(config, state, obs, now)[0], key
-
-    steps = data_module.EPISODE_LENGTH
-    return rollout(ENV, params, controller, keys[1], initial, keys[1], steps)
+    config = dataclasses.replace(config, num_episodes=evaluate.NUM_STARTS)
+    act_key, play_key = jax.random.split(jax.random.key(FIRST_SEED))
+    acts = sac_lag.stochastic(config, state, act_key)
+    return sac_lag.play(ENV, scenario_params(scenario), *acts, play_key, config.num_episodes)
 
 
 def measure_coverage(args: Args) -> list[dict]:
@@ -460,7 +440,7 @@ def measure_coverage(args: Args) -> list[dict]:
     logarithm is at least the divergence; and what the alignment brings, of the same seeds, against
     its gradient steps spent online."""
     rows, radius = [], None
-    params, rng = scenario_params(args.scenario), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for dataset in COVERED:
         training, arms = training_sets.load(args.scenario, dataset), []
         for changes in ({}, {"align": "none", "gradient_steps": 250}):
@@ -469,8 +449,8 @@ def measure_coverage(args: Args) -> list[dict]:
         base = run.train(base_of(config), training, cell_of(args, dataset), FIRST_SEED).states
         found = []
         for seed in range(args.num_seeds):
-            state = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], base)
-            played = jax.device_get(own_episodes(config, state, params))
+            state = seed_of(base, seed)
+            played = jax.device_get(own_episodes(config, state, args.scenario))
             there = played.alive.reshape(-1)
             obs = np.asarray(state.normaliser.obs(played.obs.reshape(-1, 9)[there]))
             mine = features(config, state, obs, played.action.reshape(-1, 2)[there])
@@ -527,7 +507,8 @@ def measure_fouling(args: Args) -> list[dict]:
                 begun, metrics = jitted_over_seeds(after)[1](begun, training, run_keys, 1)
                 curves.append(jax.device_get(metrics))
             late = {k: np.concatenate([c[k][:, None] for c in curves], axis=1) for k in curves[0]}
-            judged = evaluated(after, begun, args.scenario, "nominal", params)
+            starts = evaluate.starts(args.scenario, "nominal")
+            judged = on_starts(after, begun, args.scenario, starts, params)
             gap = gap_of(judged, conditions.references(args.scenario, condition))
             violating = late["episode_cost"].sum(axis=1)
             baseline = baseline if reset else violating
@@ -569,8 +550,7 @@ def measure_trajectories(args: Args) -> list[dict]:
         states = found.states
         if file is None:
             algorithm, states = algorithm.base, found.states.base
-        first = jax.tree.map(lambda x: x[0], states)
-        played = policy_trajectory(algorithm, first, args.scenario)
+        played = policy_trajectory(algorithm, seed_of(states, 0), args.scenario)
         draw(column, played, params, f"{title}, seed {FIRST_SEED}", BLUE)
         peak = played.peak_temperature.max(axis=0)
         row = {"policy": title, "median peak, K": float(np.median(peak))}
@@ -590,9 +570,9 @@ def measure_trajectories(args: Args) -> list[dict]:
 
 
 def main(args: Args) -> None:
-    for name in ("num_seeds", "num_updates", "num_pairs", "num_repeats", "horizon"):
-        if getattr(args, name) < (2 if name in ("num_updates", "num_pairs") else 1):
-            least = 2 if name in ("num_updates", "num_pairs") else 1
+    at_least = {"num_seeds": 1, "num_updates": 2, "num_pairs": 2, "num_repeats": 1, "horizon": 1}
+    for name, least in at_least.items():
+        if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise SystemExit(f"{flag} = {getattr(args, name)}; allowed: {least} or more.")
     check_folders(args.out, args.figures)

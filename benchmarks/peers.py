@@ -37,11 +37,11 @@ from scipy.stats import mannwhitneyu
 
 from algos import bc, iql
 from algos.common import Algorithm, Track, action_units, track_obs, train_seeds
-from benchmarks.run import ENV, EVALUATION_KEY, REPOSITORY, SCENARIOS, software
+from benchmarks.run import REPOSITORY, SCENARIOS, software
+from benchmarks.sections import on_starts
 from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate, stats
 from polycstr_jax.data import TrainingData, check_writable, write_atomically
-from polycstr_jax.env import scenario_params
 
 TRACK: Track = "published"
 METHODS = {"bc": bc, "iql": iql}
@@ -269,15 +269,7 @@ def from_pytorchs_weights(method: str, algorithm: Algorithm) -> Algorithm:
 
 def measure(algorithm: Algorithm, states, scenario: str) -> dict[str, Any]:
     """S seeds on the 64 nominal starts: means over the starts, one a seed, and their intervals."""
-    metrics = evaluate.evaluate_policies(
-        ENV,
-        scenario_params(scenario),
-        algorithm.policy,
-        states,
-        evaluate.start_states(evaluate.starts(scenario, "nominal")),
-        evaluate.score_limits(scenario),
-        jax.random.key(EVALUATION_KEY),
-    )
+    metrics = on_starts(algorithm, states, scenario, evaluate.starts(scenario, "nominal"))
     metrics = jax.tree.map(lambda x: np.asarray(x, np.float64), metrics)
     score = metrics.score.mean(axis=1)
     return {

@@ -40,12 +40,12 @@ from algos.common import action_units, load_training_data, track_obs, train_seed
 from benchmarks.constants import is_doomed
 from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, policy_trajectory, save
 from benchmarks.run import software
+from benchmarks.sections import on_starts
 from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate
 from polycstr_jax.data import check_writable, write_atomically
-from polycstr_jax.env import SCENARIOS, PolyCSTR, scenario_params
+from polycstr_jax.env import SCENARIOS, scenario_params
 
-ENV = PolyCSTR()
 BASES = {"bc": bc, "iql": iql}
 MODELS = {
     "PICNN": {},
@@ -124,21 +124,6 @@ def held_out(scenario: str):
 def layer(config, base: str):
     """The layer around a base policy, and the configuration it has then."""
     return picnn.make_train(dataclasses.replace(config, base=base))
-
-
-def on_starts(algorithm, states, scenario: str, starts) -> evaluate.EpisodeMetrics:
-    """Metrics (S, E)."""
-    return jax.device_get(
-        evaluate.evaluate_policies(
-            ENV,
-            scenario_params(scenario),
-            algorithm.policy,
-            states,
-            evaluate.start_states(starts),
-            evaluate.score_limits(scenario),
-            jax.random.key(0),
-        )
-    )
 
 
 # --- Tuning, on the `tune` starts ---

@@ -87,7 +87,7 @@ VARIANTS = {  # of the suites fisor and marvel
     "cpq": ("limit0", "limit2", "limit5"),
     "bearl": ("limit0", "limit2", "limit5"),
     "coptidice": ("limit0", "limit2", "limit5"),
-    "sac_lag": ("default", "apid", "more-steps", "from-scratch-dual", *LIMITS),
+    "sac_lag": ("default", "apid", "more-steps", "dual", *LIMITS),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
         *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed"),
@@ -122,6 +122,7 @@ class Preset(NamedTuple):
     # Of suite `fisor`: its variants outside start-up, where changed data are left out; None: all.
     elsewhere: tuple[str, ...] | None = None
     variants: tuple[str, ...] | None = None  # of what is trained; None: all of the suite's
+    without: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (variants, by method)
 
 
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
@@ -163,19 +164,14 @@ OF_MIXED["mixed"] = ("bc", "iql", "cpq", "coptidice", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
 MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", "bearl", *ONLINE)}, "mixed")
-NOT_QUICK = (
-    *("from-scratch-dual", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
-    *LIMITS,
-)
+NOT_QUICK = {  # by method
+    "sac_lag": ("dual", *LIMITS),
+    "marvel": ("warm-start-dual", "warm-start-apid-paper", "warm-start-fixed", *LIMITS),
+}
 MARVEL_PRESETS["quick"] = MARVEL_PRESETS["quick"]._replace(
     scenarios=("startup",),
     seed_width=12,
-    variants=tuple(
-        variant
-        for method in ONLINE
-        for variant in VARIANTS[METHODS[method][0]]
-        if variant not in NOT_QUICK
-    ),
+    without=NOT_QUICK,
 )
 MARVEL_PRESETS["smoke"] = MARVEL_PRESETS["smoke"]._replace(num_updates=2, variants=("default",))
 SUITES = {
@@ -269,6 +265,8 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                 if only and variant not in only:
                     continue
                 if preset.variants and variant not in preset.variants:
+                    continue
+                if variant in preset.without.get(method, ()):
                     continue
                 if preset.num_updates:
                     settings, base = (

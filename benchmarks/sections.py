@@ -1,4 +1,5 @@
-"""Sections of measurements: each a function that returns rows, kept with its own provenance."""
+"""Sections of measurements: each a function that returns rows, kept with its own provenance; and
+how a section evaluates seeds."""
 
 import dataclasses
 import json
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pandas as pd
 import rich
 
-from benchmarks.run import REPOSITORY, software
+from benchmarks.run import ENV, EVALUATION_KEY, REPOSITORY, software
 from benchmarks.tables import markdown_table
+from polycstr_jax import evaluate
 from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.env import EnvParams, scenario_params
 
 
 def check_folders(*folders: Path) -> None:
@@ -23,6 +27,27 @@ def check_folders(*folders: Path) -> None:
             check_writable(folder)
         except OSError as error:
             raise SystemExit(str(error)) from error
+
+
+def on_starts(algorithm, states, scenario: str, starts, params: EnvParams | None = None):
+    """Metrics (S, E) of S trained seeds from E starts; `params`: of another plant than the
+    scenario's."""
+    return jax.device_get(
+        evaluate.evaluate_policies(
+            ENV,
+            scenario_params(scenario) if params is None else params,
+            algorithm.policy,
+            states,
+            evaluate.start_states(starts),
+            evaluate.score_limits(scenario),
+            jax.random.key(EVALUATION_KEY),
+        )
+    )
+
+
+def gap_of(metrics: evaluate.EpisodeMetrics, reference: evaluate.References) -> np.ndarray:
+    """Gap closed (S,), mean over starts."""
+    return np.nanmean(evaluate.gap_closed(metrics.episode_return, reference), axis=1)
 
 
 def measure(path: Path, title: str, sections: dict[str, Callable], only, args) -> dict[str, Any]:
