@@ -1,34 +1,34 @@
 """CPQ: constraints-penalised Q-learning (Xu et al., 2022); the offline phase of arXiv 2412.04426.
 
     y    = r + gamma (1 - terminated) 1(q_c <= L) min_i Qbar_i(s', a'),    a' ~ pi
-    y_c  = c + gamma (1 - terminated) q_c,                 q_c = max_j Qbar_c,j(s', a')
+    y_c  = c + gamma (1 - terminated) q_c,                 q_c = mean_j Qbar_c,j(s', a')
     L_Q  = E[ sum_i (Q_i - y)^2 ]
-    L_Qc = E[ sum_j (Q_c,j - y_c)^2 ] - exp(l) (E_ood[ mean_j Q_c,j(s, a) ] - 1.5 L)
-    l    <- l + eta exp(l) (1.5 L - E_ood[ mean_j Q_c,j(s, a) ])
-    L_pi = -E[ 1(max_j Q_c,j(s, a) <= L) min_i Q_i(s, a) ],                a ~ pi
+    L_Qc = E[ sum_j (Q_c,j - y_c)^2 ] - exp(l) (E_ood[ mean_j Q_c,j(s, a) ] - b L)
+    l    <- l + eta exp(l) (b L - E_ood[ mean_j Q_c,j(s, a) ])
+    L_pi = -E[ 1(mean_j Q_c,j(s, a) <= L) min_i Q_i(s, a) ],                a ~ pi
 
 L is the cost limit of an episode, discounted and spread evenly over it. Actions of the policy that
 a conditional VAE of the data finds improbable, with a divergence of their code from the prior
-above a quantile, are out of distribution (ood), and have to look more costly than the limit: that
-is what keeps the policy, which is given no other reason, near the data.
+above a quantile, are out of distribution (ood), and have to cost b L, b = 1.1, more than the limit:
+that is what keeps the policy, which is given no other reason, near the data.
 
 The public implementation computes the penalty without gradient, with the target critic, for
 actions before tanh, and divides the sum over the improbable actions by the number of all: only
 its multiplier ever moves. `released_penalty` does the same, for comparison.
 
-The indicator supposes rewards of 0 or more. Where they are not, as in this environment, a 0 is not
-the worst that a costly action can be worth but the best (docs/algorithms/cpq.md). Not mended here.
+Four faults of the method itself are mended in `default`. The indicator in y supposes rewards of 0
+or more, of which a future of 0 is the worst; where they are 0 or less, as here, it is the best, and
+what looks too costly is sought: here a too costly next action is worth what it is worth, and only
+the actor asks for the cost (`masked_targets`). An actor whose actions are all called too costly has
+no gradient and stays where it is, as one does that leaps past the limit: here such actions descend
+their cost (`way_back`), both terms in units of their mean size. The quantile is taken over the
+policy's own actions, so that a quarter of these is out of distribution however near the data they
+are: here over the data's (`ood_reference`). The multiplier stays above 0, so that the cost of
+improbable actions rises without end where no data hold it: they are pushed only while they are
+below b L (`penalise_satisfied`). At a limit of 0 the penalty asks for nothing, and a cost value
+at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
 
-Three faults of the method itself are mended in `default`. An actor whose actions are all called
-too costly has no gradient and stays where it is, as one does that leaps past the limit: here such
-actions descend their cost (`way_back`), both terms in units of their mean size. The quantile is
-taken over the policy's own actions, so that a quarter of these is out of distribution however near
-the data they are: here over the data's (`ood_reference`). The multiplier stays above 0, so that the
-cost of improbable actions rises without end where no data hold it: they are pushed only while they
-are below 1.5 L (`penalise_satisfied`). At a limit of 0 the penalty asks for nothing, and a cost
-value at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
-
-Deviations from the paper: these three; two cost critics, the greater in targets (`cost_target`);
+Deviations from the paper: these four; two cost critics and their mean (`cost_target`);
 time-outs bootstrap, those of rewards unless `timeouts` says otherwise; observations are
 standardised, rewards in units of their standard deviation, actions enter as asinh(a / std),
 rescaled to [-1, 1]; the VAE's divergence has a weight of 0.02, for at the public implementation's
@@ -95,15 +95,16 @@ class Config:
     discount: float = 0.99  # (OSRL)
     target_rate: float = 0.005  # (OSRL)
     cost_limit: float = 2.0  # violating intervals an episode
-    cost_target: Reduction = "max"  # of the two cost critics
+    cost_target: Reduction = "mean"  # of the two cost critics
     timeouts: Timeouts = "bootstrap"
     action_unit: ActionUnit = "asinh"
+    masked_targets: bool = False  # a too costly next action is worth 0; True (paper)
     way_back: bool = True  # too costly actions descend their cost; False (paper): stay
-    penalise_satisfied: bool = False  # go on raising the cost above 1.5 L; True (paper)
+    penalise_satisfied: bool = False  # go on raising the cost above b L; True (paper)
     num_ood_samples: int = 2  # actions of the policy a state; 10 (OSRL)
     ood_reference: Reference = "data"  # whose quantile; "policy" (paper)
     ood_quantile: float = 0.95  # 0.75 of the policy's (OSRL)
-    ood_scale: float = 1.5  # what an improbable action has to cost, in units of L (OSRL)
+    ood_scale: float = 1.1  # b; 1.5 (OSRL)
     kl_weight: float = 0.02  # of the VAE; at 0.5 (OSRL) its code says nothing
     released_penalty: bool = False
 
@@ -116,11 +117,14 @@ PAPER = Config(  # the public implementation's sizes
     vae_hidden=(400, 400),
     actor_rate=1e-4,
     cosine_decay=False,
+    cost_target="max",
     action_unit="box",
+    masked_targets=True,
     way_back=False,
     ood_reference="policy",
     num_ood_samples=10,
     ood_quantile=0.75,
+    ood_scale=1.5,
     kl_weight=0.5,
     penalise_satisfied=True,
 )
@@ -239,13 +243,15 @@ def make_train(config: Config, env=None, env_params=None) -> Algorithm:
 
         params, opt_state, loss_vae, code = descend(optimise, "vae", reconstruct, params, opt_state)
 
-        # --- Q: the future counts where the policy's next action is within the limit ---
+        # --- Q: of the policy; masked, the future counts where its action is within the limit ---
         mean, log_std = actor.apply(params.actor, next_obs)
         next_action, _ = squashed_sample(mean, log_std, keys[1])
         next_cost = values(state.target_cost_critic, next_obs, next_action)
         next_cost = reduce_heads(config.cost_target, next_cost)
         next_value = values(state.target_critic, next_obs, next_action).min(axis=0)
-        backup = batch.reward + config.discount * (1.0 - ended) * (next_cost <= limit) * next_value
+        if config.masked_targets:
+            next_value = next_value * (next_cost <= limit)
+        backup = batch.reward + config.discount * (1.0 - ended) * next_value
 
         def critic_loss(part):
             error = values(part, obs, action) - backup[None]

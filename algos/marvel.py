@@ -103,6 +103,7 @@ PRESETS = {
     "reward-only": replace(DEFAULT, align="reward"),
     "cost-only": replace(DEFAULT, align="cost"),
     "fixed": replace(DEFAULT, controller=FIXED),
+    "pid-head-start": replace(DEFAULT, controller=replace(PID, initial=FIXED.initial)),
     "bearl": replace(DEFAULT, base="bearl"),
     "bearl-warm-start": replace(DEFAULT, base="bearl", align="none"),
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},

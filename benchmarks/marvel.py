@@ -62,14 +62,14 @@ def gains(factor: float) -> dict[str, float]:
     return dict.fromkeys(("proportional", "integral", "derivative"), factor)
 
 
-SIZES = (0.003, 0.01, 0.03)
+SIZES = (0.003, 0.01, 0.03, 0.1)
 RULES = {  # settings of the multiplier's controller; as many of every rule
     "dual": [{"rule": "dual", "rate": x} for x in SIZES],
     "pid": [{"rule": "pid", **gains(x)} for x in SIZES],
     "apid symmetric": [{"rule": "apid", "adaptation": "symmetric", **gains(x)} for x in SIZES],
     "apid paper": [{"rule": "apid", "adaptation": "paper", **gains(x)} for x in SIZES],
-    "fixed": [{"rule": "fixed", "initial": x} for x in (0.1, 0.3, 1.0)],
-    "pid from scratch": [{"rule": "pid", **gains(x)} for x in (0.001, 0.003, 0.01)],
+    "fixed": [{"rule": "fixed", "initial": x} for x in (0.03, 0.1, 0.3, 1.0)],
+    "pid from scratch": [{"rule": "pid", **gains(x)} for x in (0.0003, 0.001, 0.003, 0.01)],
 }
 SWEPT = {  # one change at a time
     "default": {},

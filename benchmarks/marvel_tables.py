@@ -52,6 +52,7 @@ CLAIMS = (  # a question, and what is compared with what
     ("does the paper's aPID", ("marvel", "apid-paper"), ("marvel", "pid")),
     ("does the PID, beyond dual ascent", ("marvel", "pid"), ("marvel", "dual")),
     ("the symmetric aPID beyond a constant", ("marvel", "default"), ("marvel", "fixed")),
+    ("a PID that begins at that constant", ("marvel", "pid-head-start"), ("marvel", "pid")),
     ("beyond a PID, without the alignment", ("marvel", "warm-start"), ("marvel", "warm-start-pid")),
     ("beyond a PID from scratch", ("sac_lag", "apid"), ("sac_lag", "default")),
     ("is Marvel better than from scratch", ("marvel", "default"), ("sac_lag", "more-steps")),

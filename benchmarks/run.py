@@ -90,7 +90,7 @@ VARIANTS = {  # of the suites fisor and marvel
     "sac_lag": ("default", "apid", "more-steps", "dual", *LIMITS),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
-        *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed"),
+        *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed", "pid-head-start"),
         *("warm-start-pid", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
         *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start", *LIMITS),
     ),

@@ -22,6 +22,7 @@ SMALL = cpq.Config(
     batch_size=32,
     num_updates=100,
     action_unit="box",
+    masked_targets=True,
     way_back=False,
     ood_reference="policy",
     penalise_satisfied=True,
@@ -274,7 +275,7 @@ def test_a_policy_among_the_data_is_improbable_by_its_own_quantile_alone(
 def test_improbable_actions_look_costly_but_as_released():
     limit = per_episode(0.9)
     for released in (False, True):
-        _, state = on_the_slope(cost_limit=limit, released_penalty=released)
+        _, state = on_the_slope(cost_limit=limit, released_penalty=released, ood_scale=1.5)
         far = jnp.full((1, 1), 0.95)
         network = MLP(LEARNING.hidden, 1)
         cost = actor_critic.twin_values(network, state.params.cost_critic, jnp.ones((1, 3)), far)
@@ -282,17 +283,24 @@ def test_improbable_actions_look_costly_but_as_released():
 
 
 @pytest.mark.parametrize(
-    ("limit", "timeouts", "ended", "value", "cost"),
+    ("limit", "masked", "timeouts", "ended", "value", "cost"),
     [
-        (2.0, "bootstrap", False, 10.0, 1.0),
-        (0.5, "bootstrap", False, 1.0, 1.0),  # the future is too costly: it does not count
-        (2.0, "terminal", False, 1.0, 1.0),  # costs go on
-        (2.0, "bootstrap", True, 1.0, 0.1),
+        (2.0, False, "bootstrap", False, 10.0, 1.0),
+        (2.0, True, "bootstrap", False, 10.0, 1.0),
+        (0.5, True, "bootstrap", False, 1.0, 1.0),  # the future is too costly: it does not count
+        (0.5, False, "bootstrap", False, 10.0, 1.0),
+        (2.0, False, "terminal", False, 1.0, 1.0),  # costs go on
+        (2.0, False, "bootstrap", True, 1.0, 0.1),
     ],
 )
-def test_values_of_a_loop_are_geometric_sums(limit, timeouts, ended, value, cost):
+def test_values_of_a_loop_are_geometric_sums(limit, masked, timeouts, ended, value, cost):
     config = dataclasses.replace(
-        LEARNING, discount=0.9, timeouts=timeouts, ood_scale=0.0, penalise_satisfied=False
+        LEARNING,
+        discount=0.9,
+        masked_targets=masked,
+        timeouts=timeouts,
+        ood_scale=0.0,
+        penalise_satisfied=False,
     )
     scale = discounted_limit(1.0, 0.9, 200)
     config = dataclasses.replace(config, cost_limit=limit / scale)
