@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as orbax
 import rich
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import polycstr_jax
+from algos import checkpoints
 from polycstr_jax import data as data_module
 from polycstr_jax import evaluate
 from polycstr_jax.data import TrainingData
@@ -211,7 +211,8 @@ def jitted_over_seeds(algorithm: Algorithm):
 def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> None:
     """`python algos/<name>.py`: train seeds on a data set, evaluate them, print, save.
 
-    `--preset` picks the defaults; every field of the configuration is a flag.
+    `--preset` picks the defaults; every field of the configuration is a flag. A layer around
+    another algorithm takes what that one saved (`--offline`), or trains it first.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--preset", choices=list(presets), default="default")
@@ -227,6 +228,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         seed: int = 0  # of the first of them
         starts: Literal["nominal", "wide", "hot", "tune"] = "nominal"  # choose things on tune
         out: Path | None = None  # folder for the trained parameters; runs/... if not given
+        offline: Path | None = None  # of a layer: its base's folder, as many seeds; else trained
         config: tyro.conf.OmitArgPrefixes[type(presets[chosen.preset])] = presets[chosen.preset]
 
     args = tyro.cli(Run, args=rest, prog=f"{name}.py [--preset {{{','.join(presets)}}}]")
@@ -245,12 +247,23 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
 
     env, params = polycstr_jax.make(args.scenario)
     try:
-        algorithm = make_train(args.config, env, params)
+        algorithm, base_states = make_train(args.config, env, params), None
+        if args.offline is not None and algorithm.base is None:
+            raise ValueError(f"offline = {args.offline}; allowed: none, {name} wraps no other.")
+        data = load_training_data(args.scenario, args.dataset)
+        if args.offline is not None:
+            base, base_states = checkpoints.load(
+                args.offline, args.config.base, data, args.num_seeds
+            )
+            algorithm = make_train(args.config, env, params, base)
+            # Whether the layer takes networks of this form.
+            one = jax.tree.map(lambda x: x[0], base_states)
+            jax.eval_shape(algorithm.init, jax.random.key(0), data, one)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     rngs = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
     states, curves, _ = train_seeds(
-        algorithm, load_training_data(args.scenario, args.dataset), rngs, args.config.num_updates
+        algorithm, data, rngs, args.config.num_updates, base_states=base_states
     )
     metrics = evaluate.evaluate_policies(
         env,
@@ -276,8 +289,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
     rich.print(table)
     last = (f"{name} {curve[:, -1].mean():.3g}" for name, curve in curves.items())
     rich.print(f"at the end, mean over seeds: {', '.join(last)}")
-    with orbax.StandardCheckpointer() as checkpointer:
-        checkpointer.save(out, states._asdict())
+    checkpoints.save(out, name, args.config, states)
     rich.print(f"trained states: {out}")
 
 

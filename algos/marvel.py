@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from algos import bearl, cpq, multipliers, sac_lag
+from algos import bearl, checkpoints, cpq, multipliers, sac_lag
 from algos.actor_critic import (
     SquashedActor,
     descend,
@@ -127,31 +127,6 @@ class State(NamedTuple):
 # --- The hand-over ---
 
 NETWORKS = ("actor", "critic", "cost_critic")
-
-
-def mismatches(given, expected) -> list[str]:
-    """Every leaf of `given` that is not as in `expected`: missing, too many, of another shape."""
-
-    def leaves(tree):
-        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
-
-    have, want = leaves(given), leaves(expected)
-    found = [f"{name} is missing" for name in want if name not in have]
-    found += [f"{name} is not known here" for name in have if name not in want]
-    for name in want:
-        if name in have and np.shape(have[name]) != np.shape(want[name]):
-            found.append(f"{name} is {np.shape(have[name])}, not {np.shape(want[name])}")
-    return found
-
-
-def check_transfer(given, expected, what: str) -> None:
-    """`ValueError` that names every leaf which differs."""
-    found = mismatches(given, expected)
-    if found:
-        raise ValueError(
-            f"{what} does not fit: {'; '.join(found)}. Allowed: networks of the same form."
-        )
 
 
 def begin(fresh: sac_lag.State, params: sac_lag.Params, base_state) -> State:
@@ -278,7 +253,7 @@ def make_train(config: Config, env=None, env_params=None, base: Algorithm | None
         given = base_state.params
         taken = NETWORKS if config.critics == "offline" else ("actor",)
         params = fresh.params._replace(**{name: getattr(given, name) for name in taken})
-        check_transfer(params, fresh.params, f"the offline state of {config.base}")
+        checkpoints.check_form(params, fresh.params, f"the offline state of {config.base}")
         state = begin(fresh, params, base_state)
         state = align(config, state, data, keys[1])
         if config.multiplier_scale is None:

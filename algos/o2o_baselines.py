@@ -28,7 +28,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from algos import marvel, sac_lag
+from algos import checkpoints, marvel, sac_lag
 from algos.actor_critic import SquashedActor, mean_action, squashed_sample, twin_values
 from algos.common import LAYER_KEY, MLP, Algorithm, check_range, command_line, from_unit
 from algos.multipliers import Controller
@@ -139,7 +139,7 @@ def make_train(config: Config, env=None, env_params=None, base: Algorithm | None
             **{name: getattr(given, name) for name in taken[config.method]}
         )
         offline = fresh.params._replace(**{name: getattr(given, name) for name in marvel.NETWORKS})
-        marvel.check_transfer(offline, fresh.params, f"the offline state of {config.base}")
+        checkpoints.check_form(offline, fresh.params, f"the offline state of {config.base}")
         return marvel.begin(fresh, params, base_state)
 
     def policy(state):

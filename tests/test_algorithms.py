@@ -17,7 +17,7 @@ from algos.common import scan_updates
 from polycstr_jax.data import Normaliser, TrainingData
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-SHARED = {"__init__", "actor_critic", "common", "multipliers"}
+SHARED = {"__init__", "actor_critic", "checkpoints", "common", "multipliers"}
 NAMES = sorted(
     path.stem
     for path in (Path(__file__).parent.parent / "algos").glob("*.py")
