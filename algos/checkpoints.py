@@ -1,4 +1,4 @@
-"""Trained states on disc, with the settings that they were trained with."""
+"""Trained states on disc, with how they were made."""
 
 import dataclasses
 import importlib
@@ -11,58 +11,85 @@ import orbax.checkpoint as orbax
 
 from polycstr_jax.data import TrainingData
 
+TOLERANCE = 1e-3  # of scales, in their standard deviations
 
-def save(path: Path, name: str, config, states) -> None:
-    """States (S, ...) of S seeds, of `algos/<name>.py` with `config`; whole or not at all."""
-    made_by = {"algorithm": name, "config": dataclasses.asdict(config)}
+
+def save(path: Path, algorithm, states, /, **made_by) -> None:
+    """States (S, ...) of an `Algorithm`, whole or not at all, with its settings, those of what it
+    wraps, and `made_by`, what `load` compares."""
+    made_by["config"] = dataclasses.asdict(algorithm.config)
+    if algorithm.base is not None:
+        made_by["base_config"] = dataclasses.asdict(algorithm.base.config)
     with orbax.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), states._asdict(), custom_metadata=made_by)
 
 
-def load(path: Path, name: str, data: TrainingData, num_seeds: int) -> tuple[Any, Any]:
-    """The `Algorithm` of `algos/<name>.py` with the settings saved in `path`; its states (S, ...).
+def load(path: Path, data: TrainingData, /, **made_by) -> tuple[Any, Any]:
+    """The `Algorithm` with the settings saved in `path`, and its states (S, ...).
 
-    `ValueError` if that is no checkpoint of `name`, or naming every leaf that is of another form,
-    of another number of seeds, or scaled by other data than these.
+    `made_by`: what it has to have been made by, with at least `algorithm`, the name of its file,
+    and `num_seeds`. `ValueError` if `path` is not whole or was made otherwise, if its settings or
+    leaves are of another form than this version's, or its scales not those of `data`; what differs
+    is named.
     """
     with orbax.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(path.absolute())
-        made_by = found.custom_metadata or {}
-        if made_by.get("algorithm") != name:
-            what = made_by.get("algorithm", "no checkpoint of an algorithm")
-            raise ValueError(f"{path} is {what}; allowed: what algos/{name}.py saved.")
-        algorithm = made_again(name, made_by["config"])
-        keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
+        try:
+            there = checkpointer.metadata(path.absolute())
+            tree, found = there.item_metadata.tree, there.custom_metadata
+            settings = found["config"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no whole checkpoint; allowed: a folder that python algos/"
+                f"{made_by['algorithm']}.py of this version has saved."
+            ) from error
+        refuse(
+            [
+                f"{k} is {found.get(k)!r}, not {v!r}"
+                for k, v in made_by.items()
+                if found.get(k) != v
+            ],
+            path,
+            "one that was made as it is asked for",
+        )
+        algorithm = made_again(path, made_by["algorithm"], settings)
+        keys = jax.vmap(jax.random.key)(np.arange(made_by["num_seeds"]))
         expected = jax.eval_shape(jax.vmap(algorithm.init, in_axes=(0, None)), keys, data)
-        check_form(found.item_metadata.tree, expected._asdict(), str(path))
+        check_form(tree, expected._asdict(), path)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         form = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected._asdict()
         )
-        states = type(expected)(**checkpointer.restore(path.absolute(), form))
+        try:
+            states = type(expected)(**checkpointer.restore(path.absolute(), form))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is not whole: {error}") from error
     scales = zip(*map(jax.device_get, (states.normaliser, data.normaliser)), strict=True)
-    other = [
-        f"normaliser.{field} is of other data"
-        for field, (given, own) in zip(data.normaliser._fields, scales, strict=True)
-        if not np.allclose(given, own[None], rtol=1e-5, atol=0.0)
-    ]
-    refuse(other, str(path))
+    own_units = data.normaliser._asdict()
+    other = []
+    for field, (given, own) in zip(own_units, scales, strict=True):
+        unit = own_units[f"{field.partition('_')[0]}_std"]
+        if np.any(np.abs(given - own[None]) > TOLERANCE * unit[None]):
+            other.append(f"normaliser.{field} is of other data")
+    refuse(other, path, "scales of the data that are trained on")
     return algorithm, states
 
 
-def made_again(name: str, settings: dict[str, Any]):
+def made_again(path: Path, name: str, settings: dict[str, Any]):
     """The algorithm with settings as they were saved; `ValueError` naming those that it has not,
     or that were not saved: they are of another version of it."""
     module = importlib.import_module(f"algos.{name}")
     other = settings.keys() ^ {field.name for field in dataclasses.fields(module.Config)}
-    if other:
-        raise ValueError(f"{', '.join(sorted(other))}: settings of another algos/{name}.py.")
+    refuse(sorted(other), path, f"settings of this version of algos/{name}.py")
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return module.make_train(module.Config(**plain))
+    try:
+        return module.make_train(module.Config(**plain))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def mismatches(given, expected) -> list[str]:
-    """Every leaf of `given` that is not as in `expected`: missing, too many, of another shape."""
+def check_form(given, expected, what) -> None:
+    """`ValueError` of `what` that names every leaf which is missing, too many, or of another
+    shape."""
 
     def leaves(tree):
         flat = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -74,18 +101,10 @@ def mismatches(given, expected) -> list[str]:
     for name in want:
         if name in have and np.shape(have[name]) != np.shape(want[name]):
             found.append(f"{name} is {np.shape(have[name])}, not {np.shape(want[name])}")
-    return found
+    refuse(found, what, "networks of the same form")
 
 
-def check_form(given, expected, what: str) -> None:
-    """`ValueError` of `what` that names every leaf which differs."""
-    refuse(mismatches(given, expected), what)
-
-
-def refuse(found: list[str], what: str) -> None:
+def refuse(found: list[str], what, allowed: str) -> None:
     """`ValueError` of `what` that lists what was found, if anything was."""
     if found:
-        raise ValueError(
-            f"{what} does not fit: {'; '.join(found)}. Allowed: networks of the same form, as many "
-            "seeds, and the same scales."
-        )
+        raise ValueError(f"{what} does not fit: {'; '.join(found)}. Allowed: {allowed}.")

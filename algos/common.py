@@ -228,7 +228,9 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         seed: int = 0  # of the first of them
         starts: Literal["nominal", "wide", "hot", "tune"] = "nominal"  # choose things on tune
         out: Path | None = None  # folder for the trained parameters; runs/... if not given
-        offline: Path | None = None  # of a layer: its base's folder, as many seeds; else trained
+        offline: Path | None = (
+            None  # of a layer: its base's folder, of the same seeds and data; else trained
+        )
         config: tyro.conf.OmitArgPrefixes[type(presets[chosen.preset])] = presets[chosen.preset]
 
     args = tyro.cli(Run, args=rest, prog=f"{name}.py [--preset {{{','.join(presets)}}}]")
@@ -246,6 +248,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         raise SystemExit(str(error)) from error
 
     env, params = polycstr_jax.make(args.scenario)
+    made_by = {name: getattr(args, name) for name in ("scenario", "dataset", "seed", "num_seeds")}
     try:
         algorithm, base_states = make_train(args.config, env, params), None
         if args.offline is not None and algorithm.base is None:
@@ -253,7 +256,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         data = load_training_data(args.scenario, args.dataset)
         if args.offline is not None:
             base, base_states = checkpoints.load(
-                args.offline, args.config.base, data, args.num_seeds
+                args.offline, data, algorithm=args.config.base, **made_by
             )
             algorithm = make_train(args.config, env, params, base)
             # Whether the layer takes networks of this form.
@@ -289,7 +292,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
     rich.print(table)
     last = (f"{name} {curve[:, -1].mean():.3g}" for name, curve in curves.items())
     rich.print(f"at the end, mean over seeds: {', '.join(last)}")
-    checkpoints.save(out, name, args.config, states)
+    checkpoints.save(out, algorithm, states, algorithm=name, **made_by)
     rich.print(f"trained states: {out}")
 
 

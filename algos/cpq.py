@@ -1,6 +1,6 @@
 """CPQ: constraints-penalised Q-learning (Xu et al., 2022); the offline phase of arXiv 2412.04426.
 
-    y    = r + gamma (1 - terminated) 1(q_c <= L) min_i Qbar_i(s', a'),    a' ~ pi
+    y    = r + gamma (1 - terminated) [1(q_c <= L)] min_i Qbar_i(s', a'),  a' ~ pi
     y_c  = c + gamma (1 - terminated) q_c,                 q_c = mean_j Qbar_c,j(s', a')
     L_Q  = E[ sum_i (Q_i - y)^2 ]
     L_Qc = E[ sum_j (Q_c,j - y_c)^2 ] - exp(l) (E_ood[ mean_j Q_c,j(s, a) ] - b L)
@@ -16,17 +16,17 @@ The public implementation computes the penalty without gradient, with the target
 actions before tanh, and divides the sum over the improbable actions by the number of all: only
 its multiplier ever moves. `released_penalty` does the same, for comparison.
 
-Four faults of the method itself are mended in `default`. The indicator in y supposes rewards of 0
-or more, of which a future of 0 is the worst; where they are 0 or less, as here, it is the best, and
-what looks too costly is sought: here a too costly next action is worth what it is worth, and only
-the actor asks for the cost (`masked_targets`). An actor whose actions are all called too costly has
-no gradient and stays where it is, as one does that leaps past the limit: here such actions descend
-their cost (`way_back`), both terms in units of their mean size. The quantile is taken over the
-policy's own actions, so that a quarter of these is out of distribution however near the data they
-are: here over the data's (`ood_reference`). The multiplier stays above 0, so that the cost of
-improbable actions rises without end where no data hold it: they are pushed only while they are
-below b L (`penalise_satisfied`). At a limit of 0 the penalty asks for nothing, and a cost value
-at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
+Four faults of the method itself are mended in `default`. The paper's indicator in y supposes
+rewards of 0 or more, of which a future of 0 is the worst; where they are 0 or less, as here, it is
+the best, and what looks too costly is sought: here there is none, a next action is worth what it is
+worth, and only the actor asks for the cost (`masked_targets`). An actor whose actions are all
+called too costly has no gradient and stays where it is, as one does that leaps past the limit: here
+such actions descend their cost (`way_back`), both terms in units of their mean size. The quantile
+is taken over the policy's own actions, so that a quarter of these is out of distribution however
+near the data they are: here over the data's (`ood_reference`). The multiplier stays above 0, so
+that the cost of improbable actions rises without end where no data hold it: they are pushed only
+while they are below b L (`penalise_satisfied`). At a limit of 0 the penalty asks for nothing, and a
+cost value at most 0 is the sign of an error of regression: `limit0` is nearly degenerate.
 
 Deviations from the paper: these four; two cost critics and their mean (`cost_target`);
 time-outs bootstrap, those of rewards unless `timeouts` says otherwise; observations are

@@ -13,9 +13,9 @@ A layer around an offline algorithm, CPQ or BEAR-Lag, whose policy and critics i
    a narrow policy it is below 0, and alpha_c makes its costs look smaller.
 2. SAC-Lag online (`algos/sac_lag.py`), with the adaptive PID (`algos/multipliers.py`, eq. 12-15).
    The multiplier's unit, in which its gains are given, is the median of |Q| over that of |Q_c|,
-   on the data. Measured after the alignment it is about 8 in start-up, the default of all arms, so
-   that they differ in what they are called by; measured before it (`multiplier_scale` None, no
-   alignment), 0.1.
+   on the data. Measured after the alignment it is 4 to 15 in start-up, before it 1 to 3, for CPQ's
+   values are not those of its policy yet. All arms have 8, so that they differ in what they are
+   called by; `multiplier_scale` None measures it.
 
 `align` none is the paper's Warm Start; `critics` random aligns critics that know nothing.
 
@@ -58,14 +58,14 @@ from algos.multipliers import Controller
 
 Base = Literal["cpq", "bearl"]
 Align = Literal["both", "reward", "cost", "none"]
-# The chosen ones of three sizes each, `benchmarks.marvel --only tuning`.
-APID = Controller(rule="apid", adaptation="symmetric")
+# The chosen ones of four sizes each, `benchmarks.marvel --only tuning`.
 PID = Controller(proportional=0.03, integral=0.03, derivative=0.03)
-DUAL = Controller(rule="dual", rate=0.03)
+APID = replace(PID, rule="apid", adaptation="symmetric")
 APID_PAPER = Controller(
-    rule="apid", adaptation="paper", proportional=0.03, integral=0.03, derivative=0.03
+    rule="apid", adaptation="paper", proportional=0.1, integral=0.1, derivative=0.1
 )
-FIXED = Controller(rule="fixed", initial=0.3)  # the best constant: an oracle's
+DUAL = Controller(rule="dual", rate=0.003)
+FIXED = Controller(rule="fixed", initial=1.0)  # the best constant: an oracle's
 
 
 @dataclass(frozen=True)

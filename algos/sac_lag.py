@@ -63,7 +63,7 @@ from polycstr_jax.rollout import rollout
 
 Entropy = Literal["sample", "released"]
 # From scratch, whose first episodes run away: greater gains remember these for all of the training.
-GAINS = dict.fromkeys(("proportional", "integral", "derivative"), 0.001)
+GAINS = dict.fromkeys(("proportional", "integral", "derivative"), 0.0003)
 PID = Controller(**GAINS)
 APID = Controller(rule="apid", adaptation="symmetric", **GAINS)
 DUAL = Controller(rule="dual", rate=0.001)

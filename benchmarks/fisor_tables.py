@@ -55,7 +55,7 @@ HEADER = (
     "cost value in place of reachability, are trained for each. P(violation): of an episode; P(any "
     "violation): of a seed, in any of its episodes, with a Clopper-Pearson interval. Hot starts: "
     "the 32 that can be saved. Settings: BC and IQL keep those that were chosen on the `pi` data "
-    "(5 each), CPQ's and COptiDICE's on `mixed` in start-up (9 and 6), "
+    "(5 each), CPQ's and COptiDICE's on `mixed` in start-up (26 and 6), "
     "FISOR's were chosen on `mixed`, by hand (11, not all in every scenario: 8 in start-up, 4 in "
     "grade-down, 1 in grade-up; 7 ways of choosing an action), all on the tune starts: BC and IQL "
     "are at a disadvantage here. Preset `quick` runs everything in start-up, and the main "

@@ -53,6 +53,7 @@ CLAIMS = (  # a question, and what is compared with what
     ("does the PID, beyond dual ascent", ("marvel", "pid"), ("marvel", "dual")),
     ("the symmetric aPID beyond a constant", ("marvel", "default"), ("marvel", "fixed")),
     ("a PID that begins at that constant", ("marvel", "pid-head-start"), ("marvel", "pid")),
+    ("than that constant", ("marvel", "pid-head-start"), ("marvel", "fixed")),
     ("beyond a PID, without the alignment", ("marvel", "warm-start"), ("marvel", "warm-start-pid")),
     ("beyond a PID from scratch", ("sac_lag", "apid"), ("sac_lag", "default")),
     ("is Marvel better than from scratch", ("marvel", "default"), ("sac_lag", "more-steps")),
@@ -67,7 +68,7 @@ HEADER = (
     "it, of the policy's mean action on the evaluation starts: gap closed (nominal starts, IQM), "
     "and P(violation), of hot starts those that can be saved. Intervals: bootstrap over seeds, "
     "95 %. Gradient steps are the alignment's and those online; offline steps those of CPQ or "
-    "BEAR-Lag before, on 100,000 transitions. Settings: every rule's gains were chosen among three "
+    "BEAR-Lag before, on 100,000 transitions. Settings: every rule's gains were chosen among four "
     "sizes on the tune starts, with the alignment (a PID's from scratch, too); the arms without "
     "the alignment and the baselines have these, untuned for themselves. The rows of CPQ and "
     "BEAR-Lag are the policies that are handed over; `pi_tuned` is a PI controller, tuned with the "

@@ -2,57 +2,86 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from algos import bc, checkpoints, common, cpq, marvel
+from algos import bc, bearl, checkpoints, common, cpq, iql, marvel, o2o_baselines, picnn
 from tests.made_up import noise
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-TINY = cpq.Config(hidden=(4,), vae_hidden=(4,), batch_size=8, num_updates=2)
-LAYER = ["--hidden", "4", "--num-updates", "1", "--gradient-steps", "1", "--vpa-updates", "1"]
+SMALL = {"hidden": (4,), "batch_size": 8, "num_updates": 2}
+BASES = {
+    "bc": (bc, bc.Config(**SMALL)),
+    "iql": (iql, iql.Config(**SMALL)),
+    "cpq": (cpq, cpq.Config(**SMALL, vae_hidden=(4,))),
+    "bearl": (bearl, bearl.Config(**SMALL, vae_hidden=(4,), max_multiplier=float("inf"))),
+}
+MADE_BY = {"scenario": "startup", "dataset": "mixed", "seed": 0, "num_seeds": 2}
+
+
+def trained(name):
+    """An algorithm, and two seeds of it."""
+    module, config = BASES[name]
+    algorithm = module.make_train(config)
+    keys = jax.vmap(jax.random.key)(np.arange(2))
+    return algorithm, jax.jit(jax.vmap(algorithm.train, (0, None)))(keys, noise())[0]
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """Two seeds of CPQ."""
-    keys = jax.vmap(jax.random.key)(np.arange(2))
-    return jax.jit(jax.vmap(cpq.make_train(TINY).train, (0, None)))(keys, noise())[0]
+def of_cpq():
+    return trained("cpq")
 
 
 @pytest.fixture
-def saved(trained, tmp_path):
-    checkpoints.save(tmp_path / "cpq", "cpq", TINY, trained)
+def saved(of_cpq, tmp_path):
+    checkpoints.save(tmp_path / "cpq", *of_cpq, algorithm="cpq", **MADE_BY)
     return tmp_path / "cpq"
 
 
-def test_states_come_back_with_their_settings(saved, trained):
-    algorithm, states = checkpoints.load(saved, "cpq", noise(), 2)
-    assert algorithm.config == TINY
-    assert type(states) is cpq.State
-    jax.tree.map(np.testing.assert_array_equal, states, trained)
+def load(path, data=None, **changes):
+    wanted = {"algorithm": "cpq", **MADE_BY, **changes}
+    return checkpoints.load(path, noise() if data is None else data, **wanted)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_states_come_back_with_their_settings(name, tmp_path):
+    before, states = trained(name)
+    checkpoints.save(tmp_path / "it", before, states, algorithm=name, **MADE_BY)
+    after, found = load(tmp_path / "it", algorithm=name)
+    assert after.config == before.config
+    assert type(found) is type(states)
+    jax.tree.map(np.testing.assert_array_equal, found, states)
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"num_seeds": 3}, {"dataset": "pi"}])
+def test_what_was_made_otherwise_is_named(saved, other):
+    ((name, value),) = other.items()
+    message = f"{name} is {MADE_BY[name]!r}, not {value!r}"
+    with pytest.raises(ValueError, match=message) as error:
+        load(saved, **other)
+    assert str(error.value).count(", not ") == 1
 
 
 def test_a_scale_of_other_data_is_named(saved):
     scales = noise().normaliser
-    other = noise()._replace(normaliser=scales._replace(obs_std=2.0 * scales.obs_std))
+    other = noise()._replace(normaliser=scales._replace(obs_std=1.01 * scales.obs_std))
     with pytest.raises(ValueError, match=r"normaliser\.obs_std is of other data") as error:
-        checkpoints.load(saved, "cpq", other, 2)
+        load(saved, other)
     assert "obs_mean" not in str(error.value)
+    rounded = noise()._replace(normaliser=scales._replace(obs_mean=scales.obs_mean + 1e-5))
+    load(saved, rounded)
 
 
-def test_another_number_of_seeds_is_named(saved):
-    with pytest.raises(ValueError, match=r"step is \(2,\), not \(3,\)"):
-        checkpoints.load(saved, "cpq", noise(), 3)
-
-
-def test_every_leaf_of_another_form_is_named(trained, tmp_path):
-    wider = dataclasses.replace(TINY, hidden=(5,))  # not what it was trained with
-    checkpoints.save(tmp_path / "cpq", "cpq", wider, trained)
+def test_every_leaf_of_another_form_is_named(of_cpq, tmp_path):
+    algorithm, states = of_cpq
+    wider = dataclasses.replace(algorithm.config, hidden=(5,))  # not what it was trained with
+    made = algorithm._replace(config=wider)
+    checkpoints.save(tmp_path / "cpq", made, states, algorithm="cpq", **MADE_BY)
     with pytest.raises(ValueError, match="does not fit") as error:
-        checkpoints.load(tmp_path / "cpq", "cpq", noise(), 2)
+        load(tmp_path / "cpq")
     for part in ("actor", "critic", "cost_critic"):
         assert f"params.{part}.params.Dense_0.bias is" in str(error.value)
     assert "params.vae" not in str(error.value)
@@ -64,15 +93,26 @@ def test_settings_of_another_version_are_named(saved):
     made_by["custom_metadata"]["config"]["temper"] = 1.0
     del made_by["custom_metadata"]["config"]["discount"]
     file.write_text(json.dumps(made_by))
-    with pytest.raises(ValueError, match=r"discount, temper: settings of another algos/cpq\.py"):
-        checkpoints.load(saved, "cpq", noise(), 2)
+    with pytest.raises(ValueError, match=r"discount; temper. Allowed: settings of this version"):
+        load(saved)
 
 
-def test_what_another_algorithm_saved_is_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match=r"is cpq; allowed: what algos/bearl\.py saved"):
-        checkpoints.load(saved, "bearl", noise(), 2)
-    with pytest.raises(ValueError, match="is no checkpoint of an algorithm"):
-        checkpoints.load(tmp_path / "nothing", "cpq", noise(), 2)
+def test_what_another_algorithm_saved_is_refused(saved):
+    with pytest.raises(ValueError, match=r"algorithm is 'cpq', not 'bearl'"):
+        load(saved, algorithm="bearl")
+
+
+@pytest.mark.parametrize("lost", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "d", "."])
+def test_a_checkpoint_that_is_not_whole_is_refused(saved, lost):
+    shutil.rmtree(saved / lost) if (saved / lost).is_dir() else (saved / lost).unlink()
+    with pytest.raises(ValueError, match="is no"):
+        load(saved)
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"is no whole checkpoint; allowed: a folder that python"):
+        load(tmp_path / "file")
 
 
 # --- The command line ---
@@ -83,13 +123,18 @@ def call(monkeypatch, name, module, *arguments):
     common.command_line(name, module.PRESETS, module.make_train)
 
 
+LAYERS = {
+    "marvel": (marvel, "cpq", ["--gradient-steps", "1", "--vpa-updates", "1"]),
+    "o2o_baselines": (o2o_baselines, "cpq", ["--gradient-steps", "1"]),
+    "picnn": (picnn, "bc", []),
+}
+
+
 @pytest.fixture
-def online(saved, monkeypatch, tmp_path):
-    """Marvel's command line, on made-up data, after what is saved; and what it has trained."""
+def run_layer(monkeypatch, tmp_path):
+    """The command line of a layer on made-up data; and what it has trained, by configuration."""
     monkeypatch.setattr(common, "load_training_data", lambda scenario, dataset: noise())
-    given = ["--num-seeds", "2", "--offline", str(saved), "--out", str(tmp_path / "out")]
-    kept = {}
-    whole = common.train_seeds
+    whole, kept = common.train_seeds, {}
 
     def train_seeds(algorithm, *args, **kwargs):
         found = whole(algorithm, *args, **kwargs)
@@ -97,15 +142,28 @@ def online(saved, monkeypatch, tmp_path):
         return found
 
     monkeypatch.setattr(common, "train_seeds", train_seeds)
-    return lambda *changes: call(monkeypatch, "marvel", marvel, *given, *LAYER, *changes), kept
+
+    def run(name, path, *changes):
+        module, _, smaller = LAYERS[name]
+        given = ["--num-seeds", "2", "--dataset", "mixed", "--hidden", "4", "--num-updates", "1"]
+        given += ["--offline", str(path), "--out", str(tmp_path / "out"), *smaller]
+        call(monkeypatch, name, module, *given, *changes)
+
+    return run, kept
 
 
-def test_a_layer_begins_with_what_its_base_saved(online, trained):
-    run, kept = online
-    run()
-    ((config, states),) = kept.items()  # the layer alone was trained
-    assert isinstance(config, marvel.Config)
-    jax.tree.map(np.testing.assert_array_equal, states.base, trained)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_begins_with_what_its_base_saved(name, run_layer, tmp_path):
+    run, kept = run_layer
+    base, states = trained(LAYERS[name][1])
+    made_by = {"algorithm": LAYERS[name][1], **MADE_BY}
+    checkpoints.save(tmp_path / "base", base, states, **made_by)
+    run(name, tmp_path / "base")
+    ((config, found),) = kept.items()  # the layer alone was trained
+    assert isinstance(config, LAYERS[name][0].Config)
+    jax.tree.map(np.testing.assert_array_equal, found.base, states)
+    made = json.loads((tmp_path / "out" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    assert made["base_config"]["hidden"] == [4]
 
 
 @pytest.mark.parametrize(
@@ -113,14 +171,14 @@ def test_a_layer_begins_with_what_its_base_saved(online, trained):
     [
         (["--hidden", "5"], r"the offline state of cpq does not fit: .*actor\.params\.Dense_0"),
         (["--cost-limits", "5"], r"base\.config\.cost_limit = 2\.0; allowed: the layer's, 5\.0"),
-        (["--num-seeds", "1"], r"step is \(2,\), not \(1,\)"),
-        (["--base", "bearl"], r"is cpq; allowed: what algos/bearl\.py saved"),
+        (["--num-seeds", "1"], r"num_seeds is 2, not 1"),
+        (["--base", "bearl"], r"algorithm is 'cpq', not 'bearl'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(online, changes, message):
-    run, kept = online
+def test_what_does_not_fit_is_refused_before_training(run_layer, saved, changes, message):
+    run, kept = run_layer
     with pytest.raises(SystemExit, match=message):
-        run(*changes)
+        run("marvel", saved, *changes)
     assert not kept
 
 

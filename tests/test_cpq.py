@@ -161,7 +161,7 @@ def test_the_multiplier_rises_while_improbable_actions_look_too_cheap():
     for limit, sign in ((200.0, 1.0), (0.0, -1.0)):
         config = dataclasses.replace(SMALL, cost_limit=limit, dual_rate=0.01)
         run, state = warm(config)
-        # All costs are far below 1.5 x 200, discounted; and above 0 once they are raised.
+        # All costs are far below 1.1 x 200, discounted; and above 0 once they are raised.
         state = raised(state) if sign < 0 else state
         state = state._replace(log_dual=jnp.zeros(()))
         after, metrics = run(state, noise(), jax.random.key(3), 1)
