@@ -361,6 +361,18 @@ def test_metrics_are_averaged_over_the_updates(data):
     assert float(metrics["step"]) == 2.0
 
 
+def test_chunks_of_unequal_size_are_all_run(data):
+    functions = bc.make_train(dataclasses.replace(SMALL_BASE, num_updates=10))
+    keys = jax.random.split(jax.random.key(5), 2)
+    states, curves, _ = common.train_seeds(functions, data, keys, 10, num_chunks=4)
+    assert states.step.tolist() == [10, 10]
+    assert all(curve.shape == (2, 4) for curve in curves.values())  # of 2, 3, 2 and 3
+    expected, _ = train_two(functions)(keys, data)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states.params, expected.params
+    )
+
+
 def test_batches_are_uniform_with_aligned_columns(data):
     batch = common.sample_batch(jax.random.key(0), data, 20_000)
     np.testing.assert_array_equal(batch.reward, -batch.tracking_cost)
