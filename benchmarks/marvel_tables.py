@@ -39,6 +39,7 @@ COLUMNS = {
 }
 CLAIMS = (  # a question, and what is compared with what
     ("does the alignment help", ("marvel", "default"), ("marvel", "warm-start")),
+    ("and with a PID", ("marvel", "pid"), ("marvel", "warm-start-pid")),
     ("more than its gradient steps do online", ("marvel", "default"), ("marvel", "more-steps")),
     ("more than fitted Q evaluation", ("marvel", "default"), ("marvel", "fqe")),
     ("with offline critics more than random", ("marvel", "default"), ("marvel", "random-critics")),
@@ -57,6 +58,7 @@ CLAIMS = (  # a question, and what is compared with what
     ("beyond a PID, without the alignment", ("marvel", "warm-start"), ("marvel", "warm-start-pid")),
     ("beyond a PID from scratch", ("sac_lag", "apid"), ("sac_lag", "default")),
     ("is Marvel better than from scratch", ("marvel", "default"), ("sac_lag", "more-steps")),
+    ("and without the alignment", ("marvel", "more-steps"), ("sac_lag", "more-steps")),
     ("than JSRL", ("marvel", "default"), ("o2o", "jsrl")),
     ("than PEX", ("marvel", "default"), ("o2o", "pex")),
     ("than SO2", ("marvel", "default"), ("o2o", "so2")),
