@@ -130,7 +130,7 @@ def test_a_state_of_another_form_is_refused_and_every_leaf_named():
     assert "the offline state of cpq does not fit" in message
     for part in ("actor", "critic", "cost_critic"):
         # A layer too many, and the one after it has another input.
-        assert f".{part}['params']['Dense_" in message
+        assert f"{part}.params.Dense_" in message
     assert message.count(" is not known here") == 2 * 2 + 2  # two critics; the actor has two heads
     assert "not (8, 2)" in message and "not (2, 8, 1)" in message
 
