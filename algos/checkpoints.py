@@ -63,12 +63,11 @@ def load(path: Path, data: TrainingData, /, **made_by) -> tuple[Any, Any]:
             states = type(expected)(**checkpointer.restore(path.absolute(), form))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is not whole: {error}") from error
-    scales = zip(*map(jax.device_get, (states.normaliser, data.normaliser)), strict=True)
-    own_units = data.normaliser._asdict()
+    given, own = (jax.device_get(x.normaliser)._asdict() for x in (states, data))
     other = []
-    for field, (given, own) in zip(own_units, scales, strict=True):
-        unit = own_units[f"{field.partition('_')[0]}_std"]
-        if np.any(np.abs(given - own[None]) > TOLERANCE * unit[None]):
+    for field in own:
+        unit = own[f"{field.partition('_')[0]}_std"]
+        if np.any(np.abs(given[field] - own[field]) > TOLERANCE * unit):
             other.append(f"normaliser.{field} is of other data")
     refuse(other, path, "scales of the data that are trained on")
     return algorithm, states

@@ -228,9 +228,7 @@ def command_line(name: str, presets: dict[str, Any], make_train: Callable) -> No
         seed: int = 0  # of the first of them
         starts: Literal["nominal", "wide", "hot", "tune"] = "nominal"  # choose things on tune
         out: Path | None = None  # folder for the trained parameters; runs/... if not given
-        offline: Path | None = (
-            None  # of a layer: its base's folder, of the same seeds and data; else trained
-        )
+        offline: Path | None = None  # of a layer: what its base saved, of these seeds and data
         config: tyro.conf.OmitArgPrefixes[type(presets[chosen.preset])] = presets[chosen.preset]
 
     args = tyro.cli(Run, args=rest, prog=f"{name}.py [--preset {{{','.join(presets)}}}]")
