@@ -34,7 +34,7 @@ standardised, rewards in units of their standard deviation, actions enter as asi
 rescaled to [-1, 1]; the VAE's divergence has a weight of 0.02, for at the public implementation's
 0.5 a code of actions whose spread is below 0.35 collapses; smaller networks and batches, and cosine
 decay. Presets `limit0`, `limit2`, `limit5` are `default` at that cost limit; the default's is 2
-violating intervals an episode.
+violating intervals an episode. `masked` has the paper's indicator, and what was tuned with it.
 
 Run: python algos/cpq.py --scenario startup --dataset mixed --num-seeds 8
 """
@@ -133,6 +133,7 @@ PRESETS = {
     "paper": PAPER,
     "released": replace(PAPER, released_penalty=True, cost_target="min", timeouts="terminal"),
     "released-penalty": replace(DEFAULT, released_penalty=True),
+    "masked": replace(DEFAULT, masked_targets=True, cost_target="max", ood_scale=1.5),
     **{f"limit{n}": replace(DEFAULT, cost_limit=float(n)) for n in (0, 2, 5)},
 }
 

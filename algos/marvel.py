@@ -73,6 +73,7 @@ class Config(sac_lag.Config):
     """SAC-Lag's hyper-parameters and those of the hand-over."""
 
     base: Base = "cpq"
+    base_preset: str = "default"  # of the base's file
     align: Align = "both"
     critics: Literal["offline", "random"] = "offline"
     vpa_updates: int = 5_000  # K, gradient steps; 0 as `align` none
@@ -104,6 +105,8 @@ PRESETS = {
     "cost-only": replace(DEFAULT, align="cost"),
     "fixed": replace(DEFAULT, controller=FIXED),
     "pid-head-start": replace(DEFAULT, controller=replace(PID, initial=FIXED.initial)),
+    "masked-cpq": replace(DEFAULT, base_preset="masked"),  # after critics that are wrong
+    "masked-cpq-warm-start": replace(DEFAULT, base_preset="masked", align="none"),
     "bearl": replace(DEFAULT, base="bearl"),
     "bearl-warm-start": replace(DEFAULT, base="bearl", align="none"),
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},
@@ -203,12 +206,15 @@ SAME = ("hidden", "discount", "timeouts", "action_unit")  # settings of base and
 
 
 def make_base(config: Config) -> Algorithm:
-    """The offline algorithm at its default settings, with the networks, the cost limit and what
-    else has to be the same of the online phase."""
+    """The offline algorithm at the settings of `base_preset`, with the networks, the cost limit and
+    what else has to be the same of the online phase. `ValueError` for an unknown preset."""
     module = {"cpq": cpq, "bearl": bearl}[config.base]
+    if config.base_preset not in module.PRESETS:
+        allowed = ", ".join(module.PRESETS)
+        raise ValueError(f"base_preset = {config.base_preset}; allowed: {allowed}.")
     same = {name: getattr(config, name) for name in SAME}
     return module.make_train(
-        replace(module.PRESETS["default"], cost_limit=config.cost_limits[0], **same)
+        replace(module.PRESETS[config.base_preset], cost_limit=config.cost_limits[0], **same)
     )
 
 

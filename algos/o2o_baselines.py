@@ -42,6 +42,7 @@ class Config(sac_lag.Config):
 
     method: Method = "jsrl"
     base: marvel.Base = "cpq"
+    base_preset: str = "default"  # of the base's file
     guided: float = 1.0  # share of the updates over which pi0's share falls to 0, of jsrl
     pex_temperature: float = 1.0  # of min Q, in training rewards (release)
     gradient_steps: int = 250  # as many in all as Marvel with its alignment

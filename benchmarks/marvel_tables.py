@@ -49,6 +49,7 @@ CLAIMS = (  # a question, and what is compared with what
         ("marvel", "warm-start-measured-unit"),
     ),
     ("after BEAR-Lag", ("marvel", "bearl"), ("marvel", "bearl-warm-start")),
+    ("after CPQ with masked targets", *(("marvel", f"masked-cpq{x}") for x in ("", "-warm-start"))),
     ("does the symmetric aPID help, beyond a PID", ("marvel", "default"), ("marvel", "pid")),
     ("does the paper's aPID", ("marvel", "apid-paper"), ("marvel", "pid")),
     ("does the PID, beyond dual ascent", ("marvel", "pid"), ("marvel", "dual")),

@@ -10,8 +10,8 @@ has the same hash is not run again. Cells appear whole or not at all.
 Suites: `leaderboard` (every method at its default settings); `robustness` (the same, trained on
 the nominal plant, under measurement noise and on changed plants: `benchmarks.conditions`);
 `picnn` (the tables of arXiv 2507.22640: BC and IQL with and without the correction layer, tracks,
-targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, COptiDICE, BC and
-IQL on the `mixed` data; BC and FISOR also on less of it, on parts of it, and on noisy
+targets, models); `fisor` (those of arXiv 2401.10700: FISOR, its ablations, CPQ, COptiDICE, BCQ-Lag,
+BC and IQL on the `mixed` data; BC and FISOR also on less of it, on parts of it, and on noisy
 measurements); `marvel` (that of arXiv 2412.04426: fine-tuning in the environment, after CPQ on the
 `mixed` data; `.curves.csv` has every update of every seed).
 
@@ -66,6 +66,7 @@ METHODS = {  # label -> file of algos/, and what its configuration differs in fr
     "iql+": ("picnn", {"base": "iql"}),
     "cpq": ("cpq", {}),
     "bearl": ("bearl", {}),
+    "bcql": ("bcql", {}),
     "coptidice": ("coptidice", {}),
     "fisor": ("fisor", {}),
     "sac_lag": ("sac_lag", {}),
@@ -86,13 +87,15 @@ VARIANTS = {  # of the suites fisor and marvel
     "fisor": tuple(fisor.PRESETS),
     "cpq": ("limit0", "limit2", "limit5"),
     "bearl": ("limit0", "limit2", "limit5"),
+    "bcql": ("limit0", "limit2", "limit5"),
     "coptidice": ("limit0", "limit2", "limit5"),
     "sac_lag": ("default", "apid", "more-steps", "dual", *LIMITS),
     "marvel": (
         *("default", "warm-start", "more-steps", "fqe", "random-critics"),
         *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed", "pid-head-start"),
         *("warm-start-pid", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
-        *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start", *LIMITS),
+        *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start"),
+        *("masked-cpq", "masked-cpq-warm-start", *LIMITS),
     ),
     "o2o_baselines": ("jsrl", "pex", "so2"),
 }
@@ -157,10 +160,10 @@ def presets_of(num_seeds: int, methods, smoke: str) -> dict[str, Preset]:
 
 ELSEWHERE = (
     *("default", "no-hj-2", "no-diffusion", "no-infeasible", "indicator", "safest", "n-1"),
-    "limit2",  # CPQ, COptiDICE
+    "limit2",  # CPQ, COptiDICE, BCQ-Lag
 )
 OF_MIXED = {name: ("bc", "fisor") for name in training_sets.NAMES if name != "pi"}
-OF_MIXED["mixed"] = ("bc", "iql", "cpq", "coptidice", "fisor")
+OF_MIXED["mixed"] = ("bc", "iql", "cpq", "coptidice", "bcql", "fisor")
 FISOR_PRESETS = presets_of(8, OF_MIXED, "mixed10")
 FISOR_PRESETS["quick"] = FISOR_PRESETS["quick"]._replace(elsewhere=ELSEWHERE)
 MARVEL_PRESETS = presets_of(12, {"mixed": ("cpq", "bearl", *ONLINE)}, "mixed")
@@ -228,7 +231,7 @@ class Args:
     preset: Literal["smoke", "quick", "full"] = "quick"
     suite: Literal["leaderboard", "robustness", "picnn", "fisor", "marvel"] = "leaderboard"
     out: Path = Path("results")  # results folder
-    only: tuple[str, ...] = ()  # methods to run; all if empty
+    only: tuple[str, ...] = ()  # METHOD or METHOD@VARIANT to run; all if empty
     force: bool = False  # run finished cells again; policies trained before are kept
     episodes: bool = False  # also write per-episode arrays, <cell>.npz
 
@@ -777,15 +780,29 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
     write_atomically(path.with_suffix(".json"), lambda file: file.write(text.encode()))
 
 
+def select(cells: list[Cell], only: tuple[str, ...]) -> list[Cell]:
+    """The cells of the methods, or METHOD@VARIANT, that are named; all if none is."""
+    named = [(cell.method, cell.name.rpartition("/")[2]) for cell in cells]
+    unknown = set(only) - {name for names in named for name in names}
+    if unknown:
+        said = ", ".join(sorted(unknown))
+        known = {name.partition("@")[0] for name in unknown} & {method for method, _ in named}
+        allowed = dict.fromkeys(
+            variant if known else method
+            for method, variant in named
+            if not known or method in known
+        )
+        raise SystemExit(f"only = {said}; allowed: {', '.join(allowed)}.")
+    return [
+        cell for cell, names in zip(cells, named, strict=True) if not only or {*names} & {*only}
+    ]
+
+
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
     folder = args.out / args.preset / args.suite
     cells = plan_cells(SUITES[args.suite].presets[args.preset], args.suite)
-    unknown = set(args.only) - {cell.method for cell in cells}
-    if unknown:
-        allowed = ", ".join(dict.fromkeys(cell.method for cell in cells))
-        raise SystemExit(f"only = {', '.join(sorted(unknown))}; allowed: {allowed}.")
-    cells = [cell for cell in cells if not args.only or cell.method in args.only]
+    cells = select(cells, args.only)
     try:
         for cell in cells:
             check_writable((folder / cell.name).parent)

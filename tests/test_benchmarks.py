@@ -232,12 +232,24 @@ def test_table_statistics_are_those_of_the_seeds(smoke):
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"only = sac; allowed: oracle.*bc"):
         run.main(run.Args("smoke", out=tmp_path, only=("sac",)))
+    with pytest.raises(SystemExit, match=r"only = bc@paper; allowed: bc@default\.$"):
+        run.main(run.Args("smoke", out=tmp_path, only=("zero", "bc@paper")))
     with pytest.raises(SystemExit, match="holds no results of preset quick"):
         tables.main(tables.Args(results=tmp_path))
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SystemExit, match="cannot be written to"):
         run.main(run.Args("smoke", out=blocked / "below", only=("zero",)))
+
+
+def test_methods_and_variants_are_selected_by_name():
+    cells = run.plan_cells(run.SUITES["fisor"].presets["full"], "fisor")
+    chosen = run.select(cells, ("zero", "cpq@limit2"))
+    assert {(cell.method, cell.variant) for cell in chosen} == {
+        ("zero", "default"),
+        ("cpq", "limit2"),
+    }
+    assert run.select(cells, ()) == cells
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

@@ -72,7 +72,7 @@ def test_one_row_is_normalised_for_every_limit_but_those_trained_for_one():
     own = found.loc[("fisor", "no-hj-2", "mixed")]
     assert own["cost L=2"] == pytest.approx(0.375)
     assert np.isnan(own["cost L=0"]) and np.isnan(own["cost L=5"])
-    for method in ("cpq", "coptidice"):
+    for method in fisor_tables.LIMITED:
         row = fisor_tables.cell_row(cell(method, "limit5", 0.5, 60.0))
         assert row["cost L=5"] == pytest.approx(0.3) and np.isnan(row["cost L=2"])
 
@@ -136,13 +136,13 @@ def test_quick_trains_everything_in_startup_and_the_main_variants_elsewhere():
     for scenario in ("grade_down", "grade_up"):
         assert {n for n in trained if n.startswith(scenario)} == {
             *(f"{scenario}-mixed/fisor@{name}" for name in ELSEWHERE if name != "limit2"),
-            *(f"{scenario}-mixed/{method}@limit2" for method in ("cpq", "coptidice")),
+            *(f"{scenario}-mixed/{method}@limit2" for method in ("cpq", "coptidice", "bcql")),
             *(f"{scenario}-mixed/{method}@default" for method in ("bc", "iql")),
         }
     variants = set(fisor.PRESETS) - set(ON_AN_ACCELERATOR)
     assert {f"startup-mixed/fisor@{variant}" for variant in variants} <= trained
     assert {f"startup-{name}/fisor@default" for name in training_sets.NAMES[1:]} <= trained
-    for method in ("cpq", "coptidice"):
+    for method in ("cpq", "coptidice", "bcql"):
         assert {f"startup-mixed/{method}@limit{limit}" for limit in (0, 2, 5)} <= trained
     full = {c.name for c in plan_cells(SUITES["fisor"].presets["full"], "fisor")}
     assert set(cells) < full and {f"{s}-mixed10/bc@default" for s in SCENARIOS} <= full

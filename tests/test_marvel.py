@@ -100,6 +100,15 @@ def test_the_alignment_moves_the_critics_it_names_and_never_the_policy(which, ch
     assert moved(state.params, offline()[1].params) == changed
 
 
+def test_the_base_is_made_of_a_preset_of_its_file():
+    masked = marvel.make_base(marvel.PRESETS["masked-cpq"]).config
+    assert masked.masked_targets and masked.cost_target == "max" and masked.ood_scale == 1.5
+    assert masked.hidden == marvel.DEFAULT.hidden
+    assert not marvel.make_base(marvel.DEFAULT).config.masked_targets
+    with pytest.raises(ValueError, match=r"base_preset = mask; allowed: default, .*masked"):
+        marvel.make_base(dataclasses.replace(SMALL, base_preset="mask"))
+
+
 def test_critics_may_begin_at_random():
     _, state = handed_over(critics="random", align="none")
     assert moved(state.params, offline()[1].params) == {"critic", "cost_critic"}
