@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,66 @@ def load(path: Path, data: TrainingData, /, **made_by) -> tuple[Any, Any]:
             other.append(f"normaliser.{field} is of other data")
     refuse(other, path, "scales of the data that are trained on")
     return algorithm, states
+
+
+def without_what_ends(states):
+    """States without what only training needs: the optimisers' states, and the replay."""
+    states = states._replace(opt_state=())
+    return states._replace(replay=()) if hasattr(states, "replay") else states
+
+
+def keep_training(folder: Path, done: int, states: list, curves: list) -> None:
+    """Keep what is needed to go on after `done` chunks of a training: the states of its batches,
+    and their curves so far, `curves[chunk][batch][name]`. What was kept before is removed once this
+    is whole."""
+    leaves = jax.tree.leaves(states)
+    tree = {
+        "states": {str(i): leaf for i, leaf in enumerate(leaves)},
+        "curves": {
+            str(i): {name: np.stack([c[name] for c in chunks]) for name in chunks[0]}
+            for i, chunks in enumerate(zip(*curves, strict=True))
+        },
+    }
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / str(done), tree)
+    for other in folder.iterdir():
+        if other.name != str(done):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def kept_training(folder: Path, form: list, devices: list) -> tuple[int, list | None, list]:
+    """Chunks done, states and curves that were kept of a training whose states have this `form`,
+    each on its device; 0, None and no curves if there is nothing whole."""
+    kept = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    leaves, structure = jax.tree.flatten(form)
+    places = [d for d, one in zip(devices, form, strict=True) for _ in jax.tree.leaves(one)]
+    for done in kept:
+        path = folder.absolute() / str(done)
+        try:
+            with orbax.StandardCheckpointer() as checkpointer:
+                curves = checkpointer.metadata(path).item_metadata.tree["curves"]
+                wanted = {
+                    "states": {
+                        str(i): jax.ShapeDtypeStruct(
+                            x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(place)
+                        )
+                        for i, (x, place) in enumerate(zip(leaves, places, strict=True))
+                    },
+                    "curves": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), curves),
+                }
+                found = checkpointer.restore(path, wanted)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not whole, or of another version
+        states = jax.tree.unflatten(
+            structure, [found["states"][str(i)] for i in range(len(leaves))]
+        )
+        of_batches = [found["curves"][str(i)] for i in range(len(form))]
+        chunks = [
+            [{name: np.asarray(x[i]) for name, x in curves.items()} for curves in of_batches]
+            for i in range(done)
+        ]
+        return done, states, chunks
+    return 0, None, []
 
 
 def made_again(path: Path, name: str, settings: dict[str, Any]):

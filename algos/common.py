@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ class MLP(nn.Module):
         return nn.Dense(self.out)(x)
 
 
+KEEP_EVERY = 120.0  # s, between what is kept of a training
 LAYER_KEY = 1  # folded into a seed's key for a layer: the key itself trains its base
 Track = Literal["default", "published"]
 ActionUnit = Literal["asinh", "box"]
@@ -158,6 +160,14 @@ def scan_updates(update, state, data, rng, num_updates: int, batch_size: int):
     return state, jax.tree.map(lambda x: x / num_updates, total)
 
 
+class Batch(NamedTuple):
+    """Seeds that one program trains, on the device on which these arrays lie."""
+
+    rngs: Any  # (S,) keys
+    data: TrainingData
+    base_states: Any = None  # of a layer, (S, ...)
+
+
 def train_seeds(
     algorithm: Algorithm, data: TrainingData, rngs, num_updates, num_chunks=20, base_states=None
 ):
@@ -168,33 +178,82 @@ def train_seeds(
     on compilation and on training, a base trained here not included. The states are those of
     `vmap(algorithm.train)`. Raises `ValueError` if `num_updates` is below 1.
     """
+    base = algorithm.base
+    if base is not None and base_states is None:
+        base_states, _, _ = train_seeds(base, data, rngs, base.config.num_updates, num_chunks)
+    batch = Batch(rngs, data, base_states)
+    found, seconds = train_batches(algorithm, [batch], num_updates, num_chunks)
+    return *found[0], seconds
+
+
+def train_batches(
+    algorithm: Algorithm, batches: list[Batch], num_updates, num_chunks=20, keep: Path | None = None
+):
+    """Train several batches side by side: the next chunk of all of them is dispatched before any is
+    waited for. Each has a program of its own, so that its numbers do not depend on the others.
+
+    `keep`: a folder in which to keep the training every two minutes, and to go on from what is
+    there; removed at the end. Returns (states, curves) of each batch, and the seconds, as
+    `train_seeds` does. Raises `ValueError` if `num_updates` is below 1.
+    """
     if num_updates < 1:
         raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
     if algorithm.check_data is not None:
-        algorithm.check_data(data)
-    base = algorithm.base
-    if base is not None:
-        if base_states is None:
-            base_states, _, _ = train_seeds(base, data, rngs, base.config.num_updates, num_chunks)
-        rngs = jax.vmap(lambda rng: jax.random.fold_in(rng, LAYER_KEY))(rngs)
-    init_keys, run_keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
+        algorithm.check_data(batches[0].data)
     init, run = jitted_over_seeds(algorithm)
+    beginnings, run_keys = [], []
+    for rngs, data, base_states in batches:
+        if algorithm.base is not None:
+            rngs = jax.vmap(lambda rng: jax.random.fold_in(rng, LAYER_KEY))(rngs)
+        init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
+        layer = () if algorithm.base is None else (base_states,)
+        beginnings.append((init_keys, data, *layer))
+        run_keys.append(keys)
     started = time.perf_counter()
-    state = init(init_keys, data) if base is None else init(init_keys, data, base_states)
     sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
-    compiled = {n: run.lower(state, data, run_keys, n).compile() for n in {*sizes.tolist()}}
+    done, states, curves = 0, None, []
+    if keep is not None:
+        form = [jax.eval_shape(init, *given) for given in beginnings]
+        places = [device_of(keys) for keys in run_keys]
+        done, states, curves = checkpoints.kept_training(keep, form, places)
+    if states is None:
+        states = [init(*given) for given in beginnings]
+    programs = {}
+    for state, batch, keys in zip(states, batches, run_keys, strict=True):
+        for size in {*sizes[done:].tolist()}:
+            if (device_of(keys), size) not in programs:
+                lowered = run.lower(state, batch.data, keys, size)
+                programs[device_of(keys), size] = lowered.compile()
     seconds = {"compile": time.perf_counter() - started}
-    started = time.perf_counter()
+    started = kept_at = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    curves: list[Any] = []
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("updates", total=num_updates)
-        for size in sizes:
-            state, metrics = compiled[int(size)](state, data, run_keys)
-            curves.append(jax.device_get(metrics))
+        task = progress.add_task("updates", total=num_updates, completed=int(sizes[:done].sum()))
+        for size in sizes[done:]:
+            found = [
+                programs[device_of(keys), int(size)](state, batch.data, keys)
+                for state, batch, keys in zip(states, batches, run_keys, strict=True)
+            ]
+            states = [state for state, _ in found]
+            curves.append(jax.device_get([metrics for _, metrics in found]))
+            done += 1
             progress.update(task, advance=size)
+            if keep is not None and time.perf_counter() - kept_at > KEEP_EVERY:
+                checkpoints.keep_training(keep, done, states, curves)
+                kept_at = time.perf_counter()
     seconds["run"] = time.perf_counter() - started
-    return state, jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *curves), seconds
+    if keep is not None:
+        shutil.rmtree(keep, ignore_errors=True)
+    of_batches = [
+        jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *chunks)
+        for chunks in zip(*curves, strict=True)
+    ]
+    return list(zip(states, of_batches, strict=True)), seconds
+
+
+def device_of(array):
+    """The one device on which an array lies."""
+    return next(iter(array.devices()))
 
 
 @functools.cache

@@ -24,7 +24,8 @@ import matplotlib.pyplot as plt
 import polycstr_jax
 from algos import bc
 from algos.common import load_training_data, train_seeds
-from benchmarks.run import ENV, EVALUATION_KEY
+from benchmarks.plan import EVALUATION_KEY
+from benchmarks.worker import ENV
 from polycstr_jax import data, evaluate
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import EnvParams, scenario_params

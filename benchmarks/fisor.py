@@ -36,12 +36,13 @@ import matplotlib.pyplot as plt
 
 from algos import bc, fisor
 from algos.common import jitted_over_seeds, train_seeds
-from benchmarks import ground_truth, run, toys, training_sets
+from benchmarks import ground_truth, toys, training_sets, worker
 from benchmarks.figures import BLUE, LABELS, RED, draw, evaluation_keys, policy_trajectory, save
 from benchmarks.ground_truth import LIMIT, PLANES, SLICE_CONTROLS, slices_arrays
-from benchmarks.run import ENV, SUITES, plan_cells
+from benchmarks.plan import SUITES, plan_cells
 from benchmarks.sections import check_folders, gap_of, measure, on_starts
 from benchmarks.training_speed import take_turns, training
+from benchmarks.worker import ENV
 from polycstr_jax import data as data_module
 from polycstr_jax import evaluate, viability
 from polycstr_jax.env import SCENARIOS, initial_state, scenario_params, state_from_obs
@@ -98,7 +99,7 @@ class Args:
     out: Path = Path("results/fisor")
     figures: Path = Path("docs/figures")
     scenarios: tuple[Literal["startup", "grade_down", "grade_up"], ...] = tuple(SCENARIOS)
-    preset: Literal["quick", "smoke"] = "quick"
+    preset: Literal["cpu", "smoke"] = "cpu"
     """Whose trained policies are judged"""
     num_seeds: int = 2
     """Of tuning and toys"""
@@ -200,12 +201,12 @@ def figure_toys(shown, folder: Path) -> None:
 @functools.cache
 def trained(scenario: str, variant: str, preset: str):
     """Algorithm and states of the suite's seeds, trained or from `.cache/trained`."""
-    dataset = "mixed" if preset == "quick" else "mixed10"
+    dataset = "mixed" if preset == "cpu" else "mixed10"
     for cell in plan_cells(SUITES["fisor"].presets[preset], "fisor"):
         if cell.name == f"{scenario}-{dataset}/fisor@{variant}":
-            algorithm = run.algorithm_of(cell)
+            algorithm = worker.algorithm_of(cell)
             data = training_sets.load(scenario, dataset)
-            return algorithm, run.train(algorithm, data, cell, 0)[0]
+            return algorithm, worker.train(algorithm, data, cell, 0)[0]
     return None
 
 

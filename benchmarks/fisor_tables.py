@@ -8,7 +8,7 @@ import pandas as pd
 import polycstr_jax
 from algos import fisor
 from benchmarks import conditions, training_sets
-from benchmarks.run import ON_AN_ACCELERATOR, SUITES, plan_cells
+from benchmarks.plan import ON_AN_ACCELERATOR, SUITES, plan_cells
 from polycstr_jax import stats
 
 PAPER = Path(__file__).parent / "fisor_paper_table.csv"
@@ -57,7 +57,7 @@ HEADER = (
     "chosen on the `pi` data (5 each), CPQ's and COptiDICE's on `mixed` in start-up (26 and 6), "
     "FISOR's were chosen on `mixed`, by hand (11, not all in every scenario: 8 in start-up, 4 in "
     "grade-down, 1 in grade-up; 7 ways of choosing an action), all on the tune starts: BC and IQL "
-    "are at a disadvantage here. Preset `quick` runs everything in start-up, and the main "
+    "are at a disadvantage here. Preset `cpu` runs everything in start-up, and the main "
     "variants in the grade changes."
 )
 

@@ -220,7 +220,7 @@ def horizon(args) -> list[dict]:
 def trained_states(scenario: str):
     """{method: (algorithm, states)} of 8 seeds on the `pi` data, as in `benchmarks.run`."""
     found = {}
-    for cell in plan_cells(PRESETS["quick"]):
+    for cell in plan_cells(PRESETS["cpu"]):
         if (cell.scenario, cell.dataset) == (scenario, "pi") and cell.method in METHODS:
             algorithm = algorithm_of(cell)
             found[cell.method] = (

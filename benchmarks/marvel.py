@@ -40,11 +40,12 @@ from scipy import stats as scipy_stats
 from algos import marvel, multipliers, sac_lag
 from algos.actor_critic import SquashedActor, reduce_heads, squashed_sample, twin_values
 from algos.common import LAYER_KEY, MLP, from_unit, jitted_over_seeds, to_unit, train_seeds
-from benchmarks import conditions, run, training_sets
+from benchmarks import conditions, plan, training_sets, worker
 from benchmarks.figures import BLUE, LABELS, draw, policy_trajectory, save
 from benchmarks.marvel_tables import difference
-from benchmarks.run import ENV, SUITES, plan_cells
+from benchmarks.plan import SUITES, plan_cells
 from benchmarks.sections import check_folders, gap_of, measure, on_starts
+from benchmarks.worker import ENV
 from polycstr_jax import controllers, evaluate
 from polycstr_jax import data as data_module
 from polycstr_jax.data import REWARD_FLOOR
@@ -132,11 +133,11 @@ def configured(args: Args, changes: dict[str, Any], file: str = "marvel"):
     return dataclasses.replace(config, controller=dataclasses.replace(config.controller, **of_rule))
 
 
-def cell_of(args: Args, dataset: str) -> run.Cell:
+def cell_of(args: Args, dataset: str) -> plan.Cell:
     """What a trained policy is kept by, for our seeds."""
     planned = plan_cells(SUITES["marvel"].presets["full"], "marvel")
     cell = next(c for c in planned if c.scenario == args.scenario and c.method == "marvel")
-    of_data = {"dataset": dataset, "data": run.data_hash(dataset), "seed_width": args.num_seeds}
+    of_data = {"dataset": dataset, "data": plan.data_hash(dataset), "seed_width": args.num_seeds}
     return cell._replace(dataset=dataset, config=cell.config | of_data)
 
 
@@ -144,15 +145,15 @@ def base_of(config):
     """The offline algorithm, made once; None from scratch."""
     if not isinstance(config, marvel.Config):
         return None
-    return run.build(config.base, marvel.make_base(config).config, None)
+    return worker.build(config.base, marvel.make_base(config).config, None)
 
 
 def fine_tuned(args: Args, config, dataset: str = "mixed"):
     """The algorithm, and its trained seeds with their curves."""
     file = "marvel" if isinstance(config, marvel.Config) else "sac_lag"
-    algorithm = run.build(file, config, base_of(config), args.scenario)
+    algorithm = worker.build(file, config, base_of(config), args.scenario)
     training = training_sets.load(args.scenario, dataset)
-    return algorithm, run.train(algorithm, training, cell_of(args, dataset), FIRST_SEED)
+    return algorithm, worker.train(algorithm, training, cell_of(args, dataset), FIRST_SEED)
 
 
 def of_seeds(args: Args, config, dataset: str = "mixed"):
@@ -310,9 +311,9 @@ def random_episodes(scenario: str):
 
 def aligned_states(args: Args, config: marvel.Config):
     """States (S, ...) at the hand-over, around the same offline ones."""
-    algorithm = run.build("marvel", config, base_of(config), args.scenario)
+    algorithm = worker.build("marvel", config, base_of(config), args.scenario)
     training = mixed(args)
-    base = run.train(algorithm.base, training, cell_of(args, "mixed"), FIRST_SEED).states
+    base = worker.train(algorithm.base, training, cell_of(args, "mixed"), FIRST_SEED).states
     rngs = jax.vmap(jax.random.key)(FIRST_SEED + np.arange(args.num_seeds))
     keys = jax.vmap(lambda r: jax.random.split(jax.random.fold_in(r, LAYER_KEY))[0])(rngs)
     found = jitted_over_seeds(algorithm)[0](keys, training, base)
@@ -446,7 +447,7 @@ def measure_coverage(args: Args) -> list[dict]:
         for changes in ({}, {"align": "none", "gradient_steps": 250}):
             config = configured(args, changes)
             arms.append(of_seeds(args, config, dataset))
-        base = run.train(base_of(config), training, cell_of(args, dataset), FIRST_SEED).states
+        base = worker.train(base_of(config), training, cell_of(args, dataset), FIRST_SEED).states
         found = []
         for seed in range(args.num_seeds):
             state = seed_of(base, seed)
@@ -490,8 +491,8 @@ def measure_fouling(args: Args) -> list[dict]:
     for name, changes in FOULING.items():
         config = configured(args, changes)
         base = base_of(config)
-        algorithm = run.build("marvel", config, base, args.scenario)
-        offline = run.train(base, training, cell_of(args, "mixed"), FIRST_SEED).states
+        algorithm = worker.build("marvel", config, base, args.scenario)
+        offline = worker.train(base, training, cell_of(args, "mixed"), FIRST_SEED).states
         states, before, _ = train_seeds(
             algorithm, training, rngs, half, num_chunks=half, base_states=offline
         )

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import polycstr_jax
 from benchmarks.figures import save
 from benchmarks.fisor_tables import interval
-from benchmarks.run import METHODS, ONLINE, SUITES, VARIANTS, plan_cells
+from benchmarks.plan import METHODS, ONLINE, SUITES, VARIANTS, plan_cells
 from polycstr_jax import stats
 from polycstr_jax.data import EPISODE_LENGTH
 from polycstr_jax.env import EnvParams

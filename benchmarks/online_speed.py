@@ -28,8 +28,10 @@ from algos import sac_lag
 from algos.common import Algorithm, from_unit, jitted_over_seeds, load_training_data
 from benchmarks import training_speed
 from benchmarks.peers import peer_versions, ratios
-from benchmarks.run import ENV, REPOSITORY, software
+from benchmarks.plan import REPOSITORY
+from benchmarks.run import software
 from benchmarks.training_speed import rate, resolve, table, take_turns, training, untrained, write
+from benchmarks.worker import ENV
 from polycstr_jax.data import TrainingData
 from polycstr_jax.env import ACTION_SIZE, OBS_SIZE, EnvParams, scenario_params
 

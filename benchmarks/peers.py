@@ -37,7 +37,8 @@ from scipy.stats import mannwhitneyu
 
 from algos import bc, iql
 from algos.common import Algorithm, Track, action_units, track_obs, train_seeds
-from benchmarks.run import REPOSITORY, SCENARIOS, software
+from benchmarks.plan import REPOSITORY, SCENARIOS
+from benchmarks.run import software
 from benchmarks.sections import on_starts
 from benchmarks.tables import markdown_table
 from polycstr_jax import data, evaluate, stats

@@ -23,7 +23,9 @@ import tyro
 
 import polycstr_jax
 from benchmarks import conditions
-from benchmarks.run import ENV, EVALUATION_KEY, PI, REPOSITORY, software
+from benchmarks.plan import EVALUATION_KEY, REPOSITORY
+from benchmarks.run import software
+from benchmarks.worker import ENV, PI
 from polycstr_jax import controllers, evaluate, oracle, viability
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import initial_state, scenario_params

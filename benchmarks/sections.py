@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import rich
 
-from benchmarks.run import ENV, EVALUATION_KEY, REPOSITORY, software
+from benchmarks.plan import EVALUATION_KEY, REPOSITORY
+from benchmarks.run import software
 from benchmarks.tables import markdown_table
+from benchmarks.worker import ENV
 from polycstr_jax import evaluate
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import EnvParams, scenario_params

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import polycstr_jax
 from benchmarks import fisor_tables, marvel_tables, robustness_tables
-from benchmarks.run import REFERENCES
+from benchmarks.plan import REFERENCES
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams

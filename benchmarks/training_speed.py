@@ -26,7 +26,8 @@ import tyro
 
 from algos import bc, iql, picnn
 from algos.common import MLP, Algorithm, jitted_over_seeds, load_training_data
-from benchmarks.run import REPOSITORY, software
+from benchmarks.plan import REPOSITORY
+from benchmarks.run import software
 from benchmarks.tables import markdown_table
 from polycstr_jax.data import TrainingData, check_writable, write_atomically
 from polycstr_jax.env import ACTION_SIZE, OBS_SIZE

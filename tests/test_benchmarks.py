@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import run, tables, training_sets
+from benchmarks import plan, run, tables, training_sets, worker
 from benchmarks.conditions import Condition
 from polycstr_jax import evaluate
 
@@ -68,7 +68,7 @@ def test_rows_place_returns_between_the_step_and_the_oracle(smoke):
 def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatch):
     path = smoke / "smoke/leaderboard/startup-pi/zero@default.csv"
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr(run, "run_algorithm", lambda cell: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "run_algorithm", lambda *_: pytest.fail("trained again"))
     run.main(run.Args("smoke", out=smoke, only=("zero", "bc")))
     assert path.stat().st_mtime_ns == before
     description = path.with_suffix(".json")
@@ -80,10 +80,10 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_one_is(smoke, monkeypatc
 
 
 def test_what_a_trained_cell_compiled_is_freed_with_it(tmp_path, monkeypatch):
-    cells = {cell.method: cell for cell in run.plan_cells(run.PRESETS["smoke"])}
-    found, freed = run.run_reference(cells["zero"]), []
+    cells = {cell.method: cell for cell in plan.plan_cells(plan.PRESETS["smoke"])}
+    found, freed = worker.run_reference(cells["zero"]), []
     monkeypatch.setattr(run, "run_reference", lambda cell: found)
-    monkeypatch.setattr(run, "run_algorithm", lambda cell: found)
+    monkeypatch.setattr(run, "run_algorithm", lambda *_: found)
     monkeypatch.setattr(jax, "clear_caches", lambda: freed.append(True))
     run.main(run.Args("smoke", out=tmp_path, only=("zero", "bc", "bc+")))
     assert len(freed) == 2
@@ -131,8 +131,8 @@ def test_a_table_without_its_description_does_not_count(smoke, tmp_path):
 
 
 def test_the_hash_covers_configuration_and_source():
-    cells = {cell.name: cell for cell in run.plan_cells(run.PRESETS["smoke"])}
-    quick = {cell.name: cell for cell in run.plan_cells(run.PRESETS["quick"])}
+    cells = {cell.name: cell for cell in plan.plan_cells(plan.PRESETS["smoke"])}
+    quick = {cell.name: cell for cell in plan.plan_cells(plan.PRESETS["cpu"])}
     name = "startup-pi/bc@default"
     assert cells[name].hash != quick[name].hash  # other updates and seeds
     assert cells["startup-pi/zero@default"].hash == quick["startup-pi/zero@default"].hash
@@ -146,7 +146,7 @@ def test_the_hash_covers_configuration_and_source():
         ("polycstr_jax/reactor.py", "bc"),
         ("algos/common.py", "bc"),
         ("algos/bc.py", "bc"),
-        ("benchmarks/run.py", "bc"),
+        ("benchmarks/worker.py", "bc"),
         ("algos/picnn.py", "bc+"),
         ("algos/bc.py", "bc+"),  # what it wraps
         ("algos/iql.py", "iql+"),
@@ -156,26 +156,34 @@ def test_an_edit_of_the_code_changes_the_hash(path, method, monkeypatch):
     name = f"startup-pi/{method}@default"
 
     def planned():
-        return {cell.name: cell.hash for cell in run.plan_cells(run.PRESETS["smoke"])}[name]
+        return {cell.name: cell.hash for cell in plan.plan_cells(plan.PRESETS["smoke"])}[name]
 
-    before, read = planned(), Path.read_bytes
+    before, read, added = planned(), Path.read_bytes, b"# a comment\n"
 
     def edited(self):
-        return read(self) + (b"#" if str(self).endswith(path) else b"")
+        return read(self) + (added if str(self).endswith(path) else b"")
 
     monkeypatch.setattr(Path, "read_bytes", edited)
+    assert planned() == before
+    added = b"x = 1\n"
     assert planned() != before
 
 
+def test_what_is_executed_has_neither_comments_nor_docstrings():
+    source = b'"""Text."""\n\nx = "#"  # why\n\n\ndef f():\n    """More.\n\n    """\n    return x\n'
+    assert plan.executed(source) == b'x = "#"\ndef f():\n    return x'
+
+
 def test_pi_gains_are_chosen_on_the_tune_starts_alone(monkeypatch):
-    run.pi_on_tune.cache_clear()
+    worker.pi_on_tune.cache_clear()
     read, starts = [], evaluate.starts
     monkeypatch.setattr(evaluate, "starts", lambda s, kind: read.append(kind) or starts(s, kind))
     chosen = {
-        name: run.choose_pi_gains("startup", name) for name in ("pi_best", "pi_safe", "pi_median")
+        name: worker.choose_pi_gains("startup", name)
+        for name in ("pi_best", "pi_safe", "pi_median")
     }
     assert read == ["tune"]
-    kp, _, mean_return, violated = run.pi_on_tune("startup")
+    kp, _, mean_return, violated = worker.pi_on_tune("startup")
 
     def of(name):
         index = np.flatnonzero((kp == chosen[name][0]).all(axis=1))[0]
@@ -243,7 +251,7 @@ def test_bad_arguments_are_named(tmp_path):
 
 
 def test_methods_and_variants_are_selected_by_name():
-    cells = run.plan_cells(run.SUITES["fisor"].presets["full"], "fisor")
+    cells = plan.plan_cells(plan.SUITES["fisor"].presets["full"], "fisor")
     chosen = run.select(cells, ("zero", "cpq@limit2"))
     assert {(cell.method, cell.variant) for cell in chosen} == {
         ("zero", "default"),
@@ -263,7 +271,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path, monkeypatch):
     name = "smoke/leaderboard/startup-pi/bc+@default.csv"
-    monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")  # as on another machine
+    monkeypatch.setattr(worker, "TRAINED", tmp_path / "trained")  # as on another machine
     run.main(run.Args("smoke", out=tmp_path, only=("bc+",)))
     assert (tmp_path / name).read_bytes() == (smoke / name).read_bytes()
     kept = {path: path.read_bytes() for path in (tmp_path / "trained").iterdir()}
@@ -273,19 +281,21 @@ def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path
     keys = jax.vmap(jax.random.key)(np.arange(2))
     train = jax.jit(jax.vmap(base.make_train(config).train, (0, None)))
     alone, _ = train(keys, training_sets.load("startup", "pi"))
-    (cell,) = (c for c in run.plan_cells(run.PRESETS["smoke"]) if c.method == "bc")
-    algorithm = run.build("bc", cell.algorithm_config, None)
+    (cell,) = (c for c in plan.plan_cells(plan.PRESETS["smoke"]) if c.method == "bc")
+    algorithm = worker.build("bc", cell.algorithm_config, None)
 
     def states():
-        return run.train(algorithm, training_sets.load("startup", "pi"), cell, 0)[0]
+        return worker.train(algorithm, training_sets.load("startup", "pi"), cell, 0)[0]
 
-    monkeypatch.setattr(run, "train_seeds", lambda *arguments, **_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        worker, "train_batches", lambda *arguments, **_: pytest.fail("trained again")
+    )
     assert states().opt_state == ()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states().params, alone.params
     )
     monkeypatch.undo()
-    monkeypatch.setattr(run, "TRAINED", tmp_path / "trained")
+    monkeypatch.setattr(worker, "TRAINED", tmp_path / "trained")
     for path, whole in kept.items():
         path.write_bytes(whole[: len(whole) // 2])  # damaged files
     states()
@@ -297,7 +307,7 @@ def test_a_layer_wraps_the_seeds_of_its_base_trained_anew_or_not(smoke, tmp_path
 
 
 def test_the_picnn_suite_covers_methods_variants_and_tracks():
-    cells = run.plan_cells(run.SUITES["picnn"].presets["quick"], "picnn")
+    cells = plan.plan_cells(plan.SUITES["picnn"].presets["cpu"], "picnn")
     names = [cell.name for cell in cells if cell.scenario == "grade_up"]
     for method in ("bc", "bc+", "iql", "iql+"):
         assert f"grade_up-pi/{method}@default" in names
@@ -341,8 +351,8 @@ def picnn_results(episodes, tmp_path_factory):
         metrics = evaluate.EpisodeMetrics(
             **{name: np.zeros_like(score) for name in evaluate.EpisodeMetrics._fields}
         )._replace(score=score, episode_return=low + score / 100.0 * (high - low))
-        cell = run.Cell("startup", "pi", method, variant, {})
-        rows = run.to_rows(cell, Condition("nominal", "nominal"), (metrics, None))
+        cell = plan.Cell("startup", "pi", method, variant, {})
+        rows = worker.to_rows(cell, Condition("nominal", "nominal"), (metrics, None))
         run.write_cell(folder.parent, cell, rows, {"run": 1.0})
     return out
 

@@ -6,7 +6,7 @@ import pytest
 
 from algos import fisor
 from benchmarks import fisor_tables, training_sets
-from benchmarks.run import ELSEWHERE, ON_AN_ACCELERATOR, SUITES, plan_cells
+from benchmarks.plan import ELSEWHERE, ON_AN_ACCELERATOR, SUITES, plan_cells
 from benchmarks.tables import markdown_table
 from polycstr_jax import SCENARIOS
 
@@ -131,7 +131,7 @@ def test_the_markdown_marks_the_papers_table_as_another_benchmark():
 
 
 def test_quick_trains_everything_in_startup_and_the_main_variants_elsewhere():
-    cells = {c.name: c for c in plan_cells(SUITES["fisor"].presets["quick"], "fisor")}
+    cells = {c.name: c for c in plan_cells(SUITES["fisor"].presets["cpu"], "fisor")}
     trained = {name for name, c in cells.items() if c.algorithm_config is not None}
     for scenario in ("grade_down", "grade_up"):
         assert {n for n in trained if n.startswith(scenario)} == {

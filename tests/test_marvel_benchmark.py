@@ -10,7 +10,7 @@ import pytest
 
 from algos import cpq, marvel, sac_lag
 from benchmarks import marvel as benchmark
-from benchmarks import run
+from benchmarks import worker
 from polycstr_jax import data as data_module
 from polycstr_jax.env import initial_state, scenario_params, state_from_obs
 from tests.made_up import noise, squashed_entropy
@@ -42,7 +42,7 @@ def measured(tmp_path_factory):
         cpq.PRESETS["default"], vae_hidden=(8,), batch_size=32, num_updates=3
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "TRAINED", folder / "trained")
+        patch.setattr(worker, "TRAINED", folder / "trained")
         patch.setitem(cpq.PRESETS, "default", offline)
         patch.setattr(marvel, "DEFAULT", SMALL)
         patch.setattr(benchmark, "RULES", {"pid": [{"rule": "pid", "proportional": 0.1}]})
@@ -158,7 +158,7 @@ def test_simulated_values_are_those_of_stepping_the_environment():
     found = benchmark.simulated(SMALL, state, obs, action, jax.random.key(3), params, 2, 3)
     for x in found[:2]:  # nothing is random but the entropy of a spread of 1e-9
         np.testing.assert_allclose(x[0], x[1], rtol=1e-5)
-    step = jax.jit(run.ENV.step_env)
+    step = jax.jit(worker.ENV.step_env)
     for lane in range(2):
         env_state, now = initial_state(*state_from_obs(obs[lane])), action[lane]
         value = cost = 0.0

@@ -151,7 +151,7 @@ def test_tables_and_figure_are_written(tmp_path):
 
 
 def test_the_suite_trains_every_arm_around_the_same_offline_policy():
-    cells = plan_cells(SUITES["marvel"].presets["quick"], "marvel")
+    cells = plan_cells(SUITES["marvel"].presets["cpu"], "marvel")
     arms = {(c.method, c.variant): c for c in cells if c.algorithm_config is not None}
     assert {c.scenario for c in arms.values()} == {"startup"}
     bases = [c.base_config for c in arms.values() if c.method in ("marvel", "o2o")]

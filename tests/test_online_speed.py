@@ -19,8 +19,8 @@ from algos import sac_lag
 from algos.common import from_unit, jitted_over_seeds
 from benchmarks import online_speed
 from benchmarks.online_speed import PARTS, Args
-from benchmarks.run import ENV
 from benchmarks.training_speed import untrained
+from benchmarks.worker import ENV
 from polycstr_jax.env import scenario_params
 from tests.made_up import noise
 

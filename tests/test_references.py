@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import polycstr_jax
-from benchmarks import conditions, references, run, tables
+from benchmarks import conditions, plan, references, tables, worker
 from benchmarks.conditions import Condition
 from polycstr_jax import controllers, evaluate, oracle
 from polycstr_jax.env import scenario_params
@@ -21,12 +21,12 @@ SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 @functools.cache
 def metrics(method, scenario, kind="nominal"):
     """Metrics (64,) of a reference row."""
-    controller, memory = run.reference(method, scenario, Condition(kind, kind))
+    controller, memory = worker.reference(method, scenario, Condition(kind, kind))
     initial = evaluate.start_states(evaluate.starts(scenario, kind))
     limits = evaluate.score_limits(scenario)
     return jax.device_get(
         evaluate.evaluate(
-            run.ENV,
+            worker.ENV,
             scenario_params(scenario),
             controller,
             memory(0),
@@ -211,13 +211,13 @@ def test_a_row_that_saves_more_than_the_optimum_is_found_from_doomed_starts_too(
     condition = Condition("hot", "hot")
     of = conditions.references("grade_up", condition)
     doomed = evaluate.starts("grade_up", "hot").doomed
-    cell = run.Cell("grade_up", "pi", "x", "default", {})
+    cell = plan.Cell("grade_up", "pi", "x", "default", {})
 
     def excess(returns, violated):
         zeros = np.zeros((1, 64))
         made = evaluate.EpisodeMetrics(**dict.fromkeys(evaluate.EpisodeMetrics._fields, zeros))
         made = made._replace(episode_return=returns[None], violated=np.full((1, 64), violated))
-        rows = run.to_rows(cell, condition, (made, None))
+        rows = worker.to_rows(cell, condition, (made, None))
         return pd.DataFrame(rows).set_index("starts").filter(like="excess")
 
     found = excess(0.99 * of.unconstrained, True)
@@ -231,9 +231,9 @@ def test_a_row_that_saves_more_than_the_optimum_is_found_from_doomed_starts_too(
 
 def test_savings_count_only_what_counts():
     returns, bounds = np.array([-90.0, -100.0, -50.0]), np.array([-100.0, -100.0, -100.0])
-    assert run.saving(returns, bounds, np.array([True, True, False])) == pytest.approx(0.1)
-    assert run.saving(returns, bounds, np.array([False, True, False])) == 0.0
-    assert np.isnan(run.saving(returns, bounds, np.zeros(3, bool)))
+    assert worker.saving(returns, bounds, np.array([True, True, False])) == pytest.approx(0.1)
+    assert worker.saving(returns, bounds, np.array([False, True, False])) == 0.0
+    assert np.isnan(worker.saving(returns, bounds, np.zeros(3, bool)))
 
 
 @pytest.mark.parametrize(

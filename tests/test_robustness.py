@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import polycstr_jax
-from benchmarks import conditions, references, robustness_tables, run, tables
+from benchmarks import conditions, plan, references, robustness_tables, run, tables, worker
 from polycstr_jax import controllers, evaluate, oracle
 from polycstr_jax.env import check_params, initial_state, scenario_params
 
@@ -94,10 +94,10 @@ def test_the_disturbances_foreseen_are_those_of_an_episode():
     assert foreseen.shape == (64, 200, 2)
     np.testing.assert_allclose(foreseen.std(axis=(0, 1)), 4.0, rtol=0.2)
     # Step the environment with the keys of an evaluation.
-    key = jax.random.split(jax.random.key(run.EVALUATION_KEY), 64)[5]
+    key = jax.random.split(jax.random.key(plan.EVALUATION_KEY), 64)[5]
     start = evaluate.starts("startup", "nominal")
     state = initial_state(start.state[5], start.control[5])
-    step = jax.jit(lambda key, state: run.ENV.step_env(key, state, jnp.ones((2,)) * 0.1, params))
+    step = jax.jit(lambda key, state: worker.ENV.step_env(key, state, jnp.ones((2,)) * 0.1, params))
     for k in range(5):
         _, state, *_ = step(jax.random.fold_in(key, k), state)
         np.testing.assert_allclose(state.disturbance, foreseen[5, k], rtol=1e-5)
@@ -177,10 +177,10 @@ def test_curves_begin_with_the_nominal_plant(suite):
 
 
 def test_the_suite_has_every_offline_method_of_the_leaderboard_and_every_reference():
-    cells = run.plan_cells(run.SUITES["robustness"].presets["quick"], "robustness")
+    cells = plan.plan_cells(plan.SUITES["robustness"].presets["cpu"], "robustness")
     methods = {cell.method for cell in cells}
-    assert methods == {*run.OF_PI, "fisor", *run.REFERENCES} - {"unconstrained"}
-    quick = run.plan_cells(run.PRESETS["quick"])
+    assert methods == {*plan.OF_PI, "fisor", *plan.REFERENCES} - {"unconstrained"}
+    quick = plan.plan_cells(plan.PRESETS["cpu"])
     assert {c.method for c in quick} == methods | {"unconstrained"}
     assert {cell.variant for cell in cells} == {"default"}
     assert controllers.tuned_pi("all").kp.shape == (2,)
