@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import numpy as np
@@ -15,34 +15,57 @@ from polycstr_jax.data import TrainingData
 TOLERANCE = 1e-3  # of scales, in their standard deviations
 
 
+def checkpointer() -> orbax.StandardCheckpointer:
+    """Of this process alone: several processes save each its own, and wait for nobody."""
+    own = jax.process_index()
+    alone = orbax.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process {own}"
+    )
+    return orbax.StandardCheckpointer(multiprocessing_options=alone)
+
+
 def save(path: Path, algorithm, states, /, **made_by) -> None:
     """States (S, ...) of an `Algorithm`, whole or not at all, with its settings, those of what it
     wraps, and `made_by`, what `load` compares."""
     made_by["config"] = dataclasses.asdict(algorithm.config)
     if algorithm.base is not None:
         made_by["base_config"] = dataclasses.asdict(algorithm.base.config)
-    with orbax.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), states._asdict(), custom_metadata=made_by)
+    with checkpointer() as disc:
+        disc.save(path.absolute(), states._asdict(), custom_metadata=made_by)
 
 
-def load(path: Path, data: TrainingData, /, **made_by) -> tuple[Any, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """How what is saved in `path` was made, with `tree`, its form. `ValueError` if it is not
+    whole."""
+    with checkpointer() as disc:
+        try:
+            there = disc.metadata(path.absolute())
+            found = {"tree": there.item_metadata.tree, **there.custom_metadata}
+            missing = {"algorithm", "config", "num_seeds", "seed"} - found.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no whole checkpoint of this version.") from error
+    if missing:
+        raise ValueError(
+            f"{path} is no whole checkpoint of this version: {sorted(missing)} missing."
+        )
+    return found
+
+
+def load(path: Path, data: TrainingData, /, acting: bool = False, **made_by) -> tuple[Any, Any]:
     """The `Algorithm` with the settings saved in `path`, and its states (S, ...).
 
-    `made_by`: what it has to have been made by, with at least `algorithm`, the name of its file,
-    and `num_seeds`. `ValueError` if `path` is not whole or was made otherwise, if its settings or
-    leaves are of another form than this version's, or its scales not those of `data`; what differs
-    is named.
+    `acting`: it was saved `without_what_ends`. `made_by`: what it has to have been made by, with at
+    least `algorithm`, the name of its file, and `num_seeds`. `ValueError` if `path` is not whole or
+    was made otherwise, if its settings or leaves are of another form than this version's, or its
+    scales not those of `data`; what differs is named.
     """
-    with orbax.StandardCheckpointer() as checkpointer:
-        try:
-            there = checkpointer.metadata(path.absolute())
-            tree, found = there.item_metadata.tree, there.custom_metadata
-            settings = found["config"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is no whole checkpoint; allowed: a folder that python algos/"
-                f"{made_by['algorithm']}.py of this version has saved."
-            ) from error
+    try:
+        found = described(path)
+    except ValueError as error:
+        name = made_by["algorithm"]
+        allowed = f"a folder that python algos/{name}.py of this version has saved"
+        raise ValueError(f"{error} Allowed: {allowed}.") from error
+    with checkpointer() as disc:
         refuse(
             [
                 f"{k} is {found.get(k)!r}, not {v!r}"
@@ -52,16 +75,20 @@ def load(path: Path, data: TrainingData, /, **made_by) -> tuple[Any, Any]:
             path,
             "one that was made as it is asked for",
         )
-        algorithm = made_again(path, made_by["algorithm"], settings)
-        keys = jax.vmap(jax.random.key)(np.arange(made_by["num_seeds"]))
-        expected = jax.eval_shape(jax.vmap(algorithm.init, in_axes=(0, None)), keys, data)
-        check_form(tree, expected._asdict(), path)
+        base = None
+        if "base_config" in found:
+            base = made_again(path, found["config"]["base"], found["base_config"])
+        algorithm = made_again(path, made_by["algorithm"], found["config"], base)
+        expected = form_of(algorithm, data, made_by["num_seeds"], acting)
+        if acting:
+            expected = without_what_ends(expected)
+        check_form(found["tree"], expected._asdict(), path)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         form = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected._asdict()
         )
         try:
-            states = type(expected)(**checkpointer.restore(path.absolute(), form))
+            states = type(expected)(**disc.restore(path.absolute(), form))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is not whole: {error}") from error
     given, own = (jax.device_get(x.normaliser)._asdict() for x in (states, data))
@@ -92,8 +119,8 @@ def keep_training(folder: Path, done: int, states: list, curves: list) -> None:
             for i, chunks in enumerate(zip(*curves, strict=True))
         },
     }
-    with orbax.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / str(done), tree)
+    with checkpointer() as disc:
+        disc.save(folder.absolute() / str(done), tree, force=True)
     for other in folder.iterdir():
         if other.name != str(done):
             shutil.rmtree(other, ignore_errors=True)
@@ -108,8 +135,8 @@ def kept_training(folder: Path, form: list, devices: list) -> tuple[int, list | 
     for done in kept:
         path = folder.absolute() / str(done)
         try:
-            with orbax.StandardCheckpointer() as checkpointer:
-                curves = checkpointer.metadata(path).item_metadata.tree["curves"]
+            with checkpointer() as disc:
+                curves = disc.metadata(path).item_metadata.tree["curves"]
                 wanted = {
                     "states": {
                         str(i): jax.ShapeDtypeStruct(
@@ -119,7 +146,7 @@ def kept_training(folder: Path, form: list, devices: list) -> tuple[int, list | 
                     },
                     "curves": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), curves),
                 }
-                found = checkpointer.restore(path, wanted)
+                found = disc.restore(path, wanted)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not whole, or of another version
         states = jax.tree.unflatten(
@@ -134,17 +161,39 @@ def kept_training(folder: Path, form: list, devices: list) -> tuple[int, list | 
     return 0, None, []
 
 
-def made_again(path: Path, name: str, settings: dict[str, Any]):
-    """The algorithm with settings as they were saved; `ValueError` naming those that it has not,
-    or that were not saved: they are of another version of it."""
+def form_of(algorithm, data: TrainingData, num_seeds: int, acting: bool):
+    """Shapes and types of an algorithm's states (S, ...), around a base that was trained before,
+    of which only what acts may be left."""
+    keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
+    if algorithm.base is None:
+        return jax.eval_shape(jax.vmap(algorithm.init, in_axes=(0, None)), keys, data)
+    base = form_of(algorithm.base, data, num_seeds, acting)
+    base = without_what_ends(base) if acting else base
+    return jax.eval_shape(jax.vmap(algorithm.init, in_axes=(0, None, 0)), keys, data, base)
+
+
+def made_again(path: Path, name: str, settings: dict[str, Any], base=None):
+    """The algorithm with settings as they were saved, around `base` if it is a layer; `ValueError`
+    naming those that it has not, or that were not saved: they are of another version of it."""
     module = importlib.import_module(f"algos.{name}")
     other = settings.keys() ^ {field.name for field in dataclasses.fields(module.Config)}
     refuse(sorted(other), path, f"settings of this version of algos/{name}.py")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    layer = {} if base is None else {"base": base}
     try:
-        return module.make_train(module.Config(**plain))
-    except ValueError as error:
+        return module.make_train(rebuilt(module.Config, settings), **layer)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def rebuilt(kind: type, settings: dict[str, Any]):
+    """A configuration from what JSON kept of it."""
+    kinds, plain = get_type_hints(kind), {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            plain[name] = rebuilt(kinds[name], value)
+        else:
+            plain[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**plain)
 
 
 def check_form(given, expected, what) -> None:

@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import tokenize
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +94,7 @@ DECIDING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "gymnax")  # i
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = Path(polycstr_jax.__file__).parent
+CACHE = Path(os.environ.get("POLYCSTR_CACHE", REPOSITORY / ".cache")).absolute()
 
 
 class Preset(NamedTuple):

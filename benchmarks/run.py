@@ -44,7 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from algos import checkpoints
 from benchmarks import scale, worker
-from benchmarks.plan import DECIDING_PACKAGES, METHODS, REPOSITORY, SUITES, Cell, plan_cells
+from benchmarks.plan import CACHE, DECIDING_PACKAGES, METHODS, REPOSITORY, SUITES, Cell, plan_cells
 from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, to_rows
 from polycstr_jax import data
 from polycstr_jax.data import check_writable, write_atomically
@@ -315,7 +315,7 @@ def planned(args: Args) -> list[Cell]:
 def main(args: Args) -> None:
     hosts = scale.Hosts(args.coordinator, args.num_processes, args.process_id)
     scale.prepare(args.distributed, hosts)
-    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".cache" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite
     cells = planned(args)

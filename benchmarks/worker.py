@@ -3,7 +3,8 @@ to a row a seed and group of starts.
 
 A cell is worked on in parts: a fixed number of seeds that one program trains. Trained policies are
 kept in `.cache/trained`, by the hash of all that decides them, so that no suite trains them twice;
-in `.cache/training` what a training that is under way needs to go on.
+in `.cache/training` what a training that is under way needs to go on. The environment variable
+`POLYCSTR_CACHE` names another folder than `.cache`.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ from algos.common import Algorithm, Batch, train_batches
 from benchmarks import conditions, scale, training_sets
 from benchmarks.conditions import Condition
 from benchmarks.plan import (
+    CACHE,
     CURVES,
     EVALUATION_KEY,
     HORIZONS,
     METHODS,
     ONLINE,
-    REPOSITORY,
     Cell,
     algorithm_hash,
 )
@@ -41,8 +42,7 @@ from polycstr_jax.env import EnvParams, PolyCSTR, scenario_params
 from polycstr_jax.evaluate import EpisodeMetrics
 from polycstr_jax.rollout import Trajectory
 
-TRAINED = REPOSITORY / ".cache" / "trained"
-TRAINING = REPOSITORY / ".cache" / "training"
+TRAINED, TRAINING = CACHE / "trained", CACHE / "training"
 CHANNELS = ("polymer", "temperature", "peak_temperature", "initiator_feed", "coolant_temperature")
 NUM_SHOWN = 64  # seeds whose trajectories are kept for a band
 NUM_WORST = 3  # seeds whose worst episode is kept

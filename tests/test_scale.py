@@ -1,0 +1,287 @@
+"""Numbers depend neither on devices nor on hosts nor on interruptions; bad results are named."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from algos import common, iql
+from benchmarks import evaluate, plan, run, scale, worker
+from tests.made_up import noise
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+ROOT = Path(__file__).parent.parent
+CELL = "smoke/picnn/startup-pi/bc@default"
+ONE_CELL = ("--preset", "smoke", "--suite", "picnn", "--only", "bc@default", "--seeds", "5")
+NUM_KILLS = int(os.environ.get("POLYCSTR_KILLS", "3"))
+
+
+def start(out: Path, cache: Path, *arguments, devices: int = 1):
+    """A run of 3 parts of 2 seeds each, the last one padded, that has trained nothing before."""
+    cache.mkdir(exist_ok=True)
+    if not (cache / "jax").exists():
+        (ROOT / ".cache" / "jax").mkdir(parents=True, exist_ok=True)
+        (cache / "jax").symlink_to(ROOT / ".cache" / "jax")
+    settings = {
+        "POLYCSTR_CACHE": str(cache),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    command = [sys.executable, "-m", "benchmarks.run", *ONE_CELL, "--out", str(out), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, **pipes)
+
+
+def finish(*processes):
+    for process in processes:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+
+
+def numbers(out: Path) -> tuple[bytes, dict]:
+    """The cell's table, and every episode."""
+    with np.load(out / f"{CELL}.npz") as arrays:
+        episodes = {name: arrays[name].tobytes() for name in arrays}
+    return (out / f"{CELL}.csv").read_bytes(), episodes
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process with one device finds, and how long it takes once all is compiled."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish(start(folder / "first", folder / "cache", "--episodes"))
+    started = time.perf_counter()
+    finish(start(folder / "out", folder / "again", "--episodes"))
+    assert numbers(folder / "out") == numbers(folder / "first")
+    return folder / "out", time.perf_counter() - started
+
+
+def test_numbers_are_the_same_on_four_devices(alone, tmp_path):
+    finish(start(tmp_path / "out", tmp_path / "cache", "--episodes", devices=4))
+    assert numbers(tmp_path / "out") == numbers(alone[0])
+    info = json.loads((tmp_path / "out" / f"{CELL}.json").read_text())
+    assert "4 JAX device(s)" in info["hardware"]
+    assert info["hash"] == json.loads((alone[0] / f"{CELL}.json").read_text())["hash"]
+
+
+def test_numbers_are_the_same_in_two_processes_of_two_devices(alone, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    asked = ("--episodes", "--save-params")
+    together = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    # Folders of their own, as on hosts that share none.
+    finish(
+        *(
+            start(tmp_path / str(i), tmp_path / f"cache{i}", *asked, *together, str(i), devices=2)
+            for i in range(2)
+        )
+    )
+    assert numbers(tmp_path / "0") == numbers(alone[0])
+    assert not (tmp_path / "1" / f"{CELL}.csv").exists()  # the first one writes
+    kept = [{*(tmp_path / f"cache{i}" / "trained").iterdir()} for i in range(2)]
+    assert [len(files) for files in kept] == [2, 1]  # each trained its own parts
+    saved = [[*(tmp_path / str(i)).glob(f"{CELL}.params/*")] for i in range(2)]
+    assert [sorted(path.name for path in paths) for paths in saved] == [["0", "4"], ["2"]]
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
+    out, seconds = alone
+    draws = random.Random(0)
+    for _ in range(NUM_KILLS):
+        process = start(tmp_path / "out", tmp_path / "cache", "--episodes")
+        time.sleep(draws.uniform(0.2, 1.0) * seconds)
+        process.kill()
+        process.communicate()
+    finish(start(tmp_path / "out", tmp_path / "cache", "--episodes"))
+    assert numbers(tmp_path / "out") == numbers(out)
+    files = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+    whole = [name for name in files if not name.endswith(".tmp")]
+    assert whole == [".lock", "bc@default.csv", "bc@default.json", "bc@default.npz"]
+
+
+def cell_of(num_seeds=6):
+    preset = plan.SUITES["picnn"].presets["smoke"]._replace(num_seeds=num_seeds)
+    return next(c for c in plan.plan_cells(preset, "picnn") if c.name.endswith("/bc@default"))
+
+
+def test_parts_that_are_done_are_not_done_again(tmp_path, monkeypatch):
+    cell, done = cell_of(), []
+    made = worker.run_parts
+
+    def run_parts(cell, firsts, devices):
+        if firsts[0] >= 4:
+            raise KeyboardInterrupt
+        done.extend(firsts)
+        return made(cell, firsts, devices)
+
+    monkeypatch.setattr(worker, "TRAINED", tmp_path / "trained")
+    monkeypatch.setattr(worker, "in_flight", lambda *_: 1)
+    monkeypatch.setattr(worker, "run_parts", run_parts)
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_algorithm(cell, None, tmp_path / "parts")
+    assert done == [0, 2]
+    (tmp_path / "parts" / "2.msgpack").write_bytes(b"half a file")
+    done.clear()
+
+    def counted(cell, firsts, devices):
+        done.extend(firsts)
+        return made(cell, firsts, devices)
+
+    monkeypatch.setattr(worker, "run_parts", counted)
+    found = worker.run_algorithm(cell, None, tmp_path / "parts")
+    assert done == [2, 4]  # the damaged one, and the one that was interrupted
+    whole = worker.run_algorithm(cell)
+    jax.tree.map(np.testing.assert_array_equal, found.results, whole.results)
+    np.testing.assert_array_equal(found.shown, whole.shown)
+    jax.tree.map(np.testing.assert_array_equal, found.worst, whole.worst)
+
+
+def test_the_worst_episodes_are_those_of_the_worst_seeds(tmp_path):
+    score = np.array([[5.0, 1.0], [2.0, 2.0], [9.0, 9.0], [0.0, 8.0]])
+    seen = np.arange(4 * 3 * 2 * 5, dtype=np.float32).reshape(4, 3, 2, 5)  # (S, T, E, channels)
+    found = worker.worst_episodes(score, seen, first=10)
+    assert found["seed"].tolist() == [11, 10, 13] and found["start"].tolist() == [0, 1, 0]
+    assert found["score"].tolist() == [2.0, 1.0, 0.0]
+    np.testing.assert_array_equal(found["channels"][1], seen[0, :, 1].T)
+
+
+def test_a_training_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+    algorithm = iql.make_train(iql.Config(hidden=(8,), batch_size=16, num_updates=10))
+    keys = jax.vmap(jax.random.key)(np.arange(4))
+    batches = [common.Batch(keys[:2], noise()), common.Batch(keys[2:], noise())]
+    whole, _ = common.train_batches(algorithm, batches, 10, 5)
+    keep, calls = common.checkpoints.keep_training, []
+
+    def interrupted(*arguments):
+        keep(*arguments)
+        calls.append(arguments[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(common.checkpoints, "keep_training", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        common.train_batches(algorithm, batches, 10, 5, tmp_path / "kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["3"]
+    (tmp_path / "kept" / "4").mkdir()  # begun, and not whole
+    found, _ = common.train_batches(algorithm, batches, 10, 5, tmp_path / "kept")
+    assert calls == [1, 2, 3, 4, 5] and not (tmp_path / "kept").exists()
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+
+
+def test_saved_policies_play_as_they_did(tmp_path, capsys):
+    arguments = {"only": ("bc", "bc+"), "seeds": 4, "save_params": True, "trajectories": True}
+    run.main(run.Args("smoke", "picnn", tmp_path, **arguments))
+    folder = tmp_path / "smoke/picnn/startup-pi"
+    for method in ("bc", "bc+"):  # a policy, and a layer around one
+        out = tmp_path / f"{method}.csv"
+        capsys.readouterr()
+        evaluate.main(
+            evaluate.Args(folder / f"{method}@default.params", ("nominal", "wide"), out, json=True)
+        )
+        said = json.loads(capsys.readouterr().out)
+        assert said["made"]["scenario"] == "startup" and said["rows"][0]["seeds"] == 4
+        of_run = pd.read_csv(folder / f"{method}@default.csv")
+        again = pd.read_csv(out)[of_run.columns]
+        pd.testing.assert_frame_equal(again, of_run, rtol=1e-5)
+    with np.load(folder / "bc@default.trajectories.npz") as shown:
+        assert shown["quantiles"].shape == (5, 5, 200) and shown["worst"].shape == (3, 5, 200)
+        assert np.all(np.diff(shown["quantiles"], axis=0) >= 0.0)
+        peak, temperature = shown["quantiles"][2, 2], shown["quantiles"][2, 1]
+        assert np.all(peak >= temperature - 1e-3)
+        of_run = pd.read_csv(folder / "bc@default.csv")
+        worst = of_run[of_run.starts == "nominal"].sort_values("score").seed.iloc[:3]
+        assert shown["worst_seed"].tolist() == worst.tolist()
+    with pytest.raises(SystemExit, match=r"conditions = fuling 10; allowed: .*mean fouling 10"):
+        evaluate.main(evaluate.Args(folder / "bc@default.params", ("fuling 10",)))
+    with pytest.raises(SystemExit, match="holds no policies"):
+        evaluate.main(evaluate.Args(tmp_path))
+    next((folder / "bc@default.params" / "0").glob("*_METADATA")).unlink()
+    with pytest.raises(SystemExit, match="no whole checkpoint"):
+        evaluate.main(evaluate.Args(folder / "bc@default.params"))
+
+
+# --- Bad input ---
+
+
+def test_damaged_tables_are_named_skipped_and_repaired_on_request(tmp_path, capsys):
+    arguments = {"out": tmp_path, "only": ("zero", "step"), "scenarios": ("startup",)}
+    run.main(run.Args("smoke", "picnn", **arguments))
+    table = tmp_path / "smoke/picnn/startup-pi/zero@default.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-20])
+    other = tmp_path / "smoke/picnn/startup-pi/step@default.json"
+    other.write_text(other.read_text()[:40])
+    run.main(run.Args("smoke", "picnn", **arguments))
+    said = capsys.readouterr().err
+    assert "zero@default.csv is damaged" in said and "step@default.csv is damaged" in said
+    assert table.read_bytes() == whole[:-20]
+    run.main(run.Args("smoke", "picnn", repair=True, **arguments))
+    assert table.read_bytes() == whole and json.loads(other.read_text())["hash"]
+
+
+def test_a_full_disc_leaves_nothing_half_written(tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="Make room and run it again"):
+            run.main(run.Args("smoke", "picnn", tmp_path, only=("zero",)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"only": ("icl",)}, r"only = icl; allowed: .*iql.* Did you mean iql"),
+        ({"only": ("bc@defualt",)}, r"only = bc@defualt; allowed: .* Did you mean bc@default"),
+        ({"scenarios": ("start-up",)}, r"scenarios = start-up; allowed: .* Did you mean startup"),
+        ({"seeds": 0}, r"seeds = 0; allowed: 1 or more"),
+        ({"devices": 99}, r"devices = 99; allowed: 1 to"),
+        ({"coordinator": "localhost:1"}, r"num-processes, process-id: needed too"),
+        (
+            {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
+            r"process-id = 2; allowed: 0 to 1",
+        ),
+        (
+            {"coordinator": "localhost:1", "num_processes": 0, "process_id": 0},
+            r"num-processes = 0; allowed: 1 or more",
+        ),
+    ],
+)
+def test_bad_arguments_are_named_with_what_is_like_them(arguments, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run.main(run.Args("smoke", "picnn", tmp_path, **arguments))
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(SystemExit, match="processes = 3; allowed: as many as devices, 1"):
+        scale.prepare(True, scale.Hosts())
+
+
+def test_as_many_programs_are_in_flight_as_the_memory_holds():
+    free = {"bytes_limit": 1_000, "bytes_in_use": 500}
+    device = SimpleNamespace(memory_stats=lambda: free)
+    assert scale.free_bytes(device) == 500
+    assert scale.in_flight(150, device) == 2 and scale.in_flight(300, device) == 1
+    assert scale.in_flight(9_999, device) == 1  # one is tried anyway
+    assert scale.free_bytes(SimpleNamespace(memory_stats=lambda: None)) > 1 << 20
+    assert worker.in_flight(cell_of(), jax.local_devices()) == 2
