@@ -177,7 +177,7 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
     if baseline is not None:
         row["P(improvement over BC)"] = stats.probability_of_improvement(
             score, baseline["score"].to_numpy()
-        )
+        ).value
     return row
 
 
