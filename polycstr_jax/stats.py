@@ -158,6 +158,22 @@ def performance_profile(values, thresholds) -> Interval:
     return Interval(above / total, low, high)
 
 
+def interval_width(values, num_seeds: int, statistic: Callable = iqm, rng: int = 0) -> float:
+    """Width of the 95 % interval that `num_seeds` seeds would give, drawn with replacement from
+    those of a cell (S,). Beyond S an extrapolation: nothing rarer than these seeds show."""
+    values, rng = _checked(values), np.random.default_rng(rng)
+    rows = max(1, BATCH // num_seeds)
+    found = [
+        statistic(
+            values[rng.integers(values.size, size=(min(rows, NUM_RESAMPLES - at), num_seeds))],
+            axis=-1,
+        )
+        for at in range(0, NUM_RESAMPLES, rows)
+    ]
+    tail = (1.0 - CONFIDENCE) / 2.0
+    return float(np.ptp(np.quantile(np.concatenate(found), (tail, 1.0 - tail))))
+
+
 def normalised_cost(violation_steps, limit: int | float):
     """(C + e) / (L + e), with e = 1 only for L = 0; safe if <= 1. C and L in intervals/episode."""
     if limit < 0.0:
