@@ -107,12 +107,14 @@ def read_description(path: Path) -> dict[str, Any]:
     """A cell's .json; `ValueError` where it is not there, not JSON or not whole."""
     try:
         info = json.loads(path.read_text())
-        missing = [name for name in PROVENANCE if name not in info]
-        missing += [f"config.{name}" for name in IN_CONFIG if name not in info.get("config", ())]
     except FileNotFoundError as error:
         raise ValueError(f"no {path.name}: it is being written, or was interrupted") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path.name} is not the JSON that was written: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(info, dict) or not isinstance(info.get("config", {}), dict):
+        raise ValueError(f"{path.name} does not hold what was written")
+    missing = [name for name in PROVENANCE if name not in info]
+    missing += [f"config.{name}" for name in IN_CONFIG if name not in info.get("config", {})]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}")
     return info
