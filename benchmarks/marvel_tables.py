@@ -79,18 +79,19 @@ HEADER = (
 )
 
 
-def read_curves(folder: Path) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Curves of the finished cells of a folder by (scenario, method, variant)."""
+def read_curves(folder: Path, whole=None) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Curves of the finished cells of a folder by (scenario, method, variant), of those in `whole`
+    if it is given."""
     found = {}
     for path in sorted(folder.glob("*/*.curves.csv")):
         description = path.with_name(path.name.replace(".curves.csv", ".json"))
-        if description.exists():
-            method, variant = description.stem.split("@")
+        arm = (path.parent.name.split("-")[0], *description.stem.split("@"))
+        if description.exists() and (whole is None or arm in whole):
             curves = pd.read_csv(path)
             cell = json.loads(description.read_text())["config"]
             offline = cell.get("base_config", {}).get("num_updates", 0)
             curves.attrs = cell["config"] | {"offline_steps": offline}
-            found[path.parent.name.split("-")[0], method, variant] = curves
+            found[arm] = curves
     return found
 
 

@@ -634,8 +634,7 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
 def write_marvel(results: pd.DataFrame, folder: Path, preset: str) -> None:
     """Print and write the tables of arXiv 2412.04426, with a figure a scenario."""
     whole = set(results[["scenario", "method", "variant"]].itertuples(index=False, name=None))
-    curves = marvel_tables.read_curves(folder / "marvel")
-    curves = {arm: of_arm for arm, of_arm in curves.items() if arm in whole}
+    curves = marvel_tables.read_curves(folder / "marvel", whole)
     found, compared = marvel_tables.table(results, curves), marvel_tables.claims(results, curves)
     shown = ("method", "variant", "violating intervals", "runaways", "gap closed")
     for scenario, rows in found.groupby("scenario", sort=False):

@@ -208,6 +208,18 @@ def test_curves_are_part_of_what_trains_online(tmp_path):
     assert "no marvel@dual.curves.csv" in dual and "not the 96 rows that are due" in pid
 
 
+@pytest.mark.usefixtures("few_resamples")
+def test_curves_of_damaged_cells_are_in_no_table(tmp_path):
+    for arm in ("default", "warm-start", "pid"):
+        name = f"startup-mixed/marvel@{arm}"
+        write_cell(tmp_path / "cpu/marvel", name, settings=ONLINE | {"base": "cpq"})
+    (tmp_path / "cpu/marvel/startup-mixed/marvel@warm-start.json").write_text("{")
+    tables.main(tables.Args("marvel", tmp_path))
+    assert list(pd.read_csv(tmp_path / "cpu/marvel.csv").variant) == ["default", "pid"]
+    compared = pd.read_csv(tmp_path / "cpu/marvel-comparisons.csv")
+    assert list(compared.arms) == ["marvel@default - marvel@pid"]
+
+
 def test_where_nothing_is_whole_the_error_says_why(folder):
     shutil.rmtree(folder / "grade_up-pi")
     for path in folder.glob("*/*.json"):
