@@ -18,7 +18,6 @@ mixed versions are refused without `--force`. Where a row beats an optimum of
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -106,6 +105,7 @@ README_COLUMNS = {  # README's column -> the leaderboard's, and how it is writte
 }
 README_BEGIN = "<!-- leaderboard: made by `python -m benchmarks.tables leaderboard --readme` -->"
 README_END = "<!-- leaderboard: end -->"
+TABLES = ("leaderboard", "seeds", "picnn", "robustness", "fisor", "marvel")
 SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of its own name
 
 
@@ -113,9 +113,7 @@ SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of it
 class Args:
     """Print and write the leaderboard, or the tables of a paper."""
 
-    table: tyro.conf.Positional[
-        Literal["leaderboard", "seeds", "picnn", "robustness", "fisor", "marvel"]
-    ] = "leaderboard"
+    table: tyro.conf.Positional[str] = "leaderboard"  # or seeds, picnn, robustness, fisor, marvel
     results: Path = Path("results")  # folder with <preset>/<table>
     preset: str | None = None  # the largest there is if not given
     force: bool = False  # show results of mixed versions; the table says so
@@ -748,13 +746,20 @@ def check_readme(args: Args, preset: str, largest: str) -> None:
         raise SystemExit(f"readme: {error}") from error
 
 
+def check_known(what: str, name: str, allowed: tuple[str, ...]) -> None:
+    """`SystemExit` with the closest of the allowed names, if it is none of them."""
+    if name not in allowed:
+        close = difflib.get_close_matches(name, allowed, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise SystemExit(f"{what} = {name}; {meant}allowed: {', '.join(allowed)}.")
+
+
 def presets_there(args: Args) -> list[str]:
     """Presets of which the suite has results, the largest first; `SystemExit` if not that which
     is asked for."""
-    if args.preset is not None and args.preset not in PRESETS:
-        close = difflib.get_close_matches(args.preset, PRESETS, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise SystemExit(f"preset = {args.preset}; {meant}allowed: {', '.join(PRESETS)}.")
+    check_known("table", args.table, TABLES)
+    if args.preset is not None:
+        check_known("preset", args.preset, PRESETS)
     suite = SUITE_OF.get(args.table, args.table)
     found = [p for p in PRESETS if (args.results / p / suite).is_dir()]
     if not found or (args.preset and args.preset not in found):

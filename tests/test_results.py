@@ -18,7 +18,6 @@ from polycstr_jax import evaluate, stats
 ROOT = Path(__file__).parent.parent
 VERSIONS = {"jax": "0.10.2", "flax": "0.12"}
 ONLINE = {"gradient_steps": 200, "num_updates": 12, "num_episodes": 1, "cost_limits": [2.0]}
-TABLES = ("leaderboard", "seeds", "picnn", "robustness", "fisor", "marvel")
 
 
 def write_cell(folder, name, *, seeds=8, under=conditions.LEADERBOARD, settings=None, **changes):
@@ -294,20 +293,22 @@ def test_the_same_results_give_the_same_bytes_in_another_process(tmp_path):
         copy = second / path.relative_to(first)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    for table in TABLES:
+    for table in tables.TABLES:
         tables.main(tables.Args(table, first))
     code = "import sys; from pathlib import Path; from benchmarks import tables\n"
     code += f"tables.stats.NUM_RESAMPLES = {stats.NUM_RESAMPLES}\n"
     code += "for t in sys.argv[2:]: tables.main(tables.Args(t, Path(sys.argv[1])))"
     subprocess.run(
-        [sys.executable, "-c", code, second, *TABLES],
+        [sys.executable, "-c", code, second, *tables.TABLES],
         cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": "1"},
         check=True,
         capture_output=True,
     )
     found, again = files_of(first / "cpu"), files_of(second / "cpu")
-    assert {f"{table}.{suffix}" for table in TABLES for suffix in ("md", "csv")} <= set(found)
+    assert {f"{table}.{suffix}" for table in tables.TABLES for suffix in ("md", "csv")} <= set(
+        found
+    )
     assert {"profiles.png", "robustness.png", "marvel-startup.png"} <= set(found)
     assert {"leaderboard-aggregate.csv", "picnn-orderings.csv"} <= set(found)
     assert sorted(found) == sorted(again)
@@ -444,6 +445,10 @@ def test_the_committed_readme_shows_the_committed_results():
     )
 
 
-def test_a_preset_that_is_misspelt_is_guessed(folder):
+def test_names_that_are_misspelt_are_guessed(folder):
     with pytest.raises(SystemExit, match=r"preset = ful; did you mean full\? allowed: full, cpu"):
         tables.main(tables.Args(results=folder.parent.parent, preset="ful"))
+    with pytest.raises(SystemExit, match=r"table = leaderbord; did you mean leaderboard\?"):
+        tables.main(tables.Args("leaderbord"))
+    with pytest.raises(SystemExit, match=r"table = x; allowed: leaderboard, seeds"):
+        tables.main(tables.Args("x"))
