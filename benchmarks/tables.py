@@ -113,7 +113,7 @@ SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of it
 class Args:
     """Print and write the leaderboard, or the tables of a paper."""
 
-    table: tyro.conf.Positional[str] = "leaderboard"  # or seeds, picnn, robustness, fisor, marvel
+    table: tyro.conf.Positional[str] = "leaderboard"  # leaderboard, seeds, picnn, robustness, ...
     results: Path = Path("results")  # folder with <preset>/<table>
     preset: str | None = None  # the largest there is if not given
     force: bool = False  # show results of mixed versions; the table says so
