@@ -105,8 +105,9 @@ def draw(axes, trajectory, params: EnvParams, title: str, colour: str) -> None:
 
 
 def save(fig, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
-    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80))
+    """Write a figure as PNG, whole or not at all, and close it. Same figure, same bytes."""
+    metadata = {"Software": None}  # else it holds the version of matplotlib
+    write_atomically(path, lambda file: fig.savefig(file, format="png", dpi=80, metadata=metadata))
     plt.close(fig)
     print(f"written: {path}")
 

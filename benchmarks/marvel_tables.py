@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import polycstr_jax
+from benchmarks.comparisons import correction, difference, interval_text
 from benchmarks.figures import save
-from benchmarks.fisor_tables import interval
 from benchmarks.plan import METHODS, ONLINE, SUITES, VARIANTS, plan_cells
 from polycstr_jax import stats
 from polycstr_jax.data import EPISODE_LENGTH
@@ -79,18 +79,19 @@ HEADER = (
 )
 
 
-def read_curves(folder: Path) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Curves of the finished cells of a folder by (scenario, method, variant)."""
+def read_curves(folder: Path, whole=None) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Curves of the finished cells of a folder by (scenario, method, variant), of those in `whole`
+    if it is given."""
     found = {}
     for path in sorted(folder.glob("*/*.curves.csv")):
         description = path.with_name(path.name.replace(".curves.csv", ".json"))
-        if description.exists():
-            method, variant = description.stem.split("@")
+        arm = (path.parent.name.split("-")[0], *description.stem.split("@"))
+        if description.exists() and (whole is None or arm in whole):
             curves = pd.read_csv(path)
             cell = json.loads(description.read_text())["config"]
             offline = cell.get("base_config", {}).get("num_updates", 0)
             curves.attrs = cell["config"] | {"offline_steps": offline}
-            found[path.parent.name.split("-")[0], method, variant] = curves
+            found[arm] = curves
     return found
 
 
@@ -138,7 +139,7 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
                 "gradient steps": 0,
                 "offline steps": 0,
                 "gap closed": gap.value,
-                "its interval": interval(gap, 1),
+                "its interval": interval_text(gap),
                 "P(violation) nominal": nominal["violated"].mean(),
                 "P(violation) hot": hot["violated"].mean(),
             }
@@ -150,7 +151,7 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
                 aligned = config.get("align", "none") != "none"
                 row |= of_seeds.mean().to_dict()
                 row |= {
-                    "their interval": interval(total, 1),
+                    "their interval": interval_text(total),
                     "interactions": updates * config["num_episodes"] * EPISODE_LENGTH,
                     "offline steps": config["offline_steps"],
                     "gradient steps": updates * config["gradient_steps"]
@@ -161,41 +162,64 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
     return found.reindex(columns=["scenario", *COLUMNS])
 
 
+COMPARED = ("violating intervals", "mean return", "gap closed")
+
+
 def claims(results: pd.DataFrame, curves) -> pd.DataFrame:
-    """Differences of means over seeds, the first arm less the second, with 95 % intervals (not
-    corrected for their number): of violating intervals in training (below 0 is better), of the mean
-    return in training and of the gap closed afterwards (above 0 is better). Arms around the same
-    offline policy share it, and the starts of their episodes, seed by seed, so that seeds are
-    resampled in pairs; else each for itself."""
+    """Differences of means over seeds, the first arm less the second, with 95 % intervals: of
+    violating intervals in training (below 0 is better), of the mean return in training and of the
+    gap closed afterwards (above 0 is better). Arms around the same offline policy share it, and the
+    starts of their episodes, seed by seed, so that seeds are resampled in pairs; else each for
+    itself. `apart`: which of the intervals leave out 0; `apart, corrected`: which still do where
+    all of the table are to hold together."""
+    pairs = list(compared_arms(results, curves))
+    judged = len(COMPARED) * sum(
+        min(len(first), len(second)) >= stats.MIN_SEEDS for *_, first, second in pairs
+    )
     rows = []
+    for scenario, question, arms, paired, first, second in pairs:
+        plain, corrected = (
+            {name: difference(first[name], second[name], paired, m) for name in COMPARED}
+            for m in (1, judged)
+        )
+        rows.append(
+            {
+                "scenario": scenario,
+                "question": question,
+                "arms": arms,
+                **{name: f"{x.value:+.1f} {interval_text(x)}" for name, x in plain.items()},
+                "apart": apart(plain),
+                "apart, corrected": apart(corrected),
+            }
+        )
+    found = pd.DataFrame(rows)
+    found.attrs["comparisons"] = judged
+    return found
+
+
+def compared_arms(results: pd.DataFrame, curves):
+    """(scenario, question, both arms' names, whether paired, a table a seed of either)."""
     nominal = results[results.starts == "nominal"]
     for scenario in polycstr_jax.SCENARIOS:
-        cells = {
+        gaps = {
             key: cell.set_index("seed")["gap_closed"]
             for key, cell in nominal[nominal.scenario == scenario].groupby(["method", "variant"])
         }
-        for question, ours, other in CLAIMS:
-            both = [curves.get((scenario, *arm)) for arm in (ours, other)]
-            if any(found is None for found in both):
+        for question, *arms in CLAIMS:
+            both = [curves.get((scenario, *arm)) for arm in arms]
+            if any(found is None for found in both) or not {*arms} <= set(gaps):
                 continue
-            first, second = (training_of(found) for found in both)
             paired = both[0].attrs.get("base") == both[1].attrs.get("base")
-            row = {"scenario": scenario, "question": question}
-            row["arms"] = " - ".join("@".join(arm) for arm in (ours, other))
-            for name in ("violating intervals", "mean return"):
-                row[name] = difference(first[name], second[name], paired)
-            row["gap closed"] = difference(cells[ours], cells[other], paired)
-            rows.append(row)
-    return pd.DataFrame(rows)
+            of_seeds = [
+                training_of(found).assign(**{"gap closed": gaps[arm]})
+                for found, arm in zip(both, arms, strict=True)
+            ]
+            yield scenario, question, " - ".join("@".join(arm) for arm in arms), paired, *of_seeds
 
 
-def difference(first: pd.Series, second: pd.Series, paired: bool, digits: int = 1) -> str:
-    """mean(first) - mean(second) of two arms by seed, with its interval."""
-    if paired:
-        found = stats.seed_bootstrap((first - second).dropna().to_numpy(), np.mean)
-    else:
-        found = stats.difference_of_means(first.to_numpy(), second.to_numpy())
-    return f"{found.value:+.{digits}f} {interval(found, digits)}"
+def apart(differences: dict[str, stats.Interval]) -> str:
+    """Names of the differences whose intervals leave out 0."""
+    return ", ".join(n for n, x in differences.items() if x.low > 0.0 or x.high < 0.0) or "-"
 
 
 def missing(results: pd.DataFrame) -> list[str]:
@@ -223,6 +247,7 @@ def markdown(found: pd.DataFrame, compared: pd.DataFrame, text: str, to_table) -
         parts += [f"## {scenario}", to_table(rows, COLUMNS)]
     if len(compared):
         parts += ["## What helps", " ".join(claims.__doc__.split())]
+        parts += filter(None, [correction(compared.attrs["comparisons"])])
         parts.append(to_table(compared, {name: "{}" for name in compared.columns}))
     return "\n\n".join(parts) + "\n"
 

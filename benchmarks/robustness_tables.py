@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 import polycstr_jax
 from benchmarks import conditions
+from benchmarks.figures import save
 from polycstr_jax import evaluate, stats
 
 SHOWN = ("gap closed, median", "gap closed", "P(violation)", "P(runaway)")
@@ -130,8 +131,7 @@ def figure(found: pd.DataFrame, path) -> None:
         else:
             axes[row, 0].set_ylim(-20, 105)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
-    fig.savefig(path, format="png", dpi=80)
-    plt.close(fig)
+    save(fig, path)
 
 
 def markdown(found: pd.DataFrame, text: str, to_table) -> str:

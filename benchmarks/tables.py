@@ -1,20 +1,23 @@
 """Print the leaderboard or a paper's table of a results folder, and write it as Markdown and CSV.
 
-    python -m benchmarks.tables [leaderboard] [--results results] [--preset quick]
+    python -m benchmarks.tables [leaderboard] [--results results] [--preset full]
+    python -m benchmarks.tables leaderboard --readme README.md
+    python -m benchmarks.tables seeds
     python -m benchmarks.tables picnn
     python -m benchmarks.tables robustness
     python -m benchmarks.tables fisor
     python -m benchmarks.tables marvel
 
 One table a scenario and group of starts. Doomed starts, from which the safest known policy
-violates the limit, are a group of their own. Same results, same bytes. Where a row beats an
-optimum of `polycstr_jax/oracle.npz`, the tables say so and the exit status is 1.
+violates the limit, are a group of their own. `seeds`: how many are enough, by the leaderboard's
+results. Same results, same bytes. Damaged cells are named on stderr and left out; results of
+mixed versions are refused without `--force`. Where a row beats an optimum of
+`polycstr_jax/oracle.npz`, the tables say so and the exit status is 1.
 """
 
 import dataclasses
-import json
+import difflib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,10 @@ import tyro
 from rich.table import Table
 
 import polycstr_jax
-from benchmarks import fisor_tables, marvel_tables, robustness_tables
+from benchmarks import fisor_tables, marvel_tables, profiles, robustness_tables, seed_tables
+from benchmarks.comparisons import correction, interval_text, verdict
 from benchmarks.plan import REFERENCES
+from benchmarks.results import read_results
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams
@@ -34,7 +39,7 @@ from polycstr_jax.env import EnvParams
 TOLERANCES = {"excess_over_oracle": 1e-3, "excess_over_unconstrained": 1e-4}
 BEATEN = "A ROW BEATS AN OPTIMUM"
 COST_LIMITS = (0, 2, 5)  # intervals per episode
-PRESETS = ("full", "quick", "smoke")  # the largest that is there is shown
+PRESETS = ("full", "cpu", "quick", "smoke")  # the largest that is there is shown
 BASELINE = "bc"
 GROUPS = ("nominal", "wide", "hot", "hot_doomed")
 METHOD_ORDER = REFERENCES  # reference rows first
@@ -47,9 +52,11 @@ COLUMNS = {  # Markdown column -> how it is written
     "of starts": "{:d}",
     "score IQM": "{:.1f}",
     "95 % interval": "{}",
+    "CVaR 5 %": "{}",
     "worst seed": "{:.1f}",
     "worst start": "{:.1f}",
-    "P(violation)": "{:.3f}",
+    "P(improvement over BC)": "{}",
+    "P(violation)": "{}",
     "P(runaway)": "{:.3f}",
     "violation steps": "{:.2f}",
     "offset P kg/m3": "{:+.2f}",
@@ -59,78 +66,65 @@ COLUMNS = {  # Markdown column -> how it is written
     "lead h": "{:.1f}",
 }
 
-TERMINAL_COLUMNS = (  # these fit into 80 characters
-    "method",
-    "data",
-    "gap closed",
-    "score IQM",
-    "worst seed",
-    "P(violation)",
-    "P(runaway)",
-)
-REQUIRED = {
-    *("seed", "starts", "score", "violated", "runaway"),
-    *("gap_closed", "gap_closed_median", "gap_starts"),
-    *("excess_over_oracle", "excess_over_unconstrained"),
+TERMINAL_COLUMNS = {  # these fit into 80 characters
+    "method": "{}",
+    "data": "{}",
+    "gap closed": "{:.1f}",
+    "score IQM": "{:.1f}",
+    "worst seed": "{:.1f}",
+    "P(violation)": "{:.3f}",
+    "P(runaway)": "{:.3f}",
 }
+AGGREGATE_COLUMNS = {
+    "method": "{}",
+    "data": "{}",
+    "seeds": "{:d}",
+    "gap closed": "{:.1f}",
+    "score IQM": "{}",
+    "CVaR 5 %": "{}",
+    "P(improvement over BC)": "{}",
+    "P(violation)": "{}",
+    "P(runaway)": "{:.3f}",
+}
+# Of the .csv, with bounds beside it, -> how it is written with them, and the digits.
+WITH_INTERVAL = {
+    "score CVaR 5 %": ("CVaR 5 %", 1),
+    "P(improvement over BC)": ("P(improvement over BC)", 2),
+    "P(violation)": ("P(violation)", 3),
+}
+README_COLUMNS = {  # README's column -> the leaderboard's, and how it is written
+    "method": ("method", "{}"),
+    "data": ("data", "{}"),
+    "gap closed": ("gap closed", "{:.1f}"),
+    "score IQM": ("score IQM", "{:.1f}"),
+    "95 % interval": ("95 % interval", "{}"),
+    "worst seed": ("worst seed", "{:.1f}"),
+    "P(violation)": ("P(violation)", "{:.3f}"),
+    "P(runaway)": ("P(runaway)", "{:.3f}"),
+    "violating intervals": ("violation steps", "{:.2f}"),
+}
+README_BEGIN = "<!-- leaderboard: made by `python -m benchmarks.tables leaderboard --readme` -->"
+README_END = "<!-- leaderboard: end -->"
+TABLES = ("leaderboard", "seeds", "picnn", "robustness", "fisor", "marvel")
+SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of its own name
 
 
 @dataclasses.dataclass
 class Args:
     """Print and write the leaderboard, or the tables of a paper."""
 
-    table: tyro.conf.Positional[
-        Literal["leaderboard", "picnn", "robustness", "fisor", "marvel"]
-    ] = "leaderboard"
+    table: tyro.conf.Positional[str] = "leaderboard"  # leaderboard, seeds, picnn, robustness, ...
     results: Path = Path("results")  # folder with <preset>/<table>
-    preset: str | None = None  # full, quick or smoke; the largest there is if not given
-
-
-def read_results(folder: Path) -> pd.DataFrame:
-    """All finished cells of a folder, one row a seed and group of starts.
-
-    A .csv without its .json is being written, and left out. Raises `ValueError` where there is
-    nothing, and for a file without `REQUIRED` columns.
-    """
-    frames = []
-    for path in sorted(folder.glob("*/*.csv")):
-        if not path.with_suffix(".json").exists():
-            continue
-        frame = pd.read_csv(path)
-        missing = REQUIRED - set(frame.columns)
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {', '.join(sorted(missing))}: it is of an older "
-                "version; run benchmarks.run again."
-            )
-        scenario, dataset = path.parent.name.split("-")
-        method, variant = path.stem.split("@")
-        info = json.loads(path.with_suffix(".json").read_text())
-        low, high = info.get("data_returns", (np.nan, np.nan))
-        frames.append(
-            frame.assign(
-                scenario=scenario,
-                dataset=dataset,
-                method=method,
-                variant=variant,
-                hash=info["hash"],
-                data_low=low,
-                data_high=high,
-                hardware=info["hardware"],
-                jax=info["versions"]["jax"],
-                commit=info["commit"],
-                date=info["date"],
-            )
-        )
-    if not frames:
-        raise ValueError(f"{folder} holds no results; run python -m benchmarks.run first.")
-    return pd.concat(frames, ignore_index=True)
+    preset: str | None = None  # the largest there is if not given
+    force: bool = False  # show results of mixed versions; the table says so
+    readme: Path | None = None  # also write the leaderboard between this file's markers
 
 
 def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, object]:
     """One row of the leaderboard: statistics over the seeds of a cell."""
     score = cell["score"].to_numpy()
-    middle = stats.seed_bootstrap(score)
+    middle, tail = stats.seed_bootstrap(score), stats.cvar_bootstrap(score)
+    violated = stats.seed_bootstrap(cell["violated"].to_numpy(), np.mean)
     any_violation = stats.share_of_seeds(cell["violated"].to_numpy() > 0)
     row: dict[str, object] = {
         "method": cell["method"].iloc[0],
@@ -147,15 +141,13 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
         "IQM low": middle.low,
         "IQM high": middle.high,
         "95 % interval": interval_text(middle),
-        "score CVaR 5 %": stats.cvar(score),
+        **with_bounds("score CVaR 5 %", tail),
         "worst seed": score.min(),
         "worst start": cell["worst_score"].min(),
         "return mean": cell["episode_return"].mean(),
-        "P(violation)": cell["violated"].mean(),
+        **with_bounds("P(violation)", violated),
         "P(runaway)": cell["runaway"].mean(),
-        "P(seed has a violation)": any_violation.value,
-        "P(seed has a violation) low": any_violation.low,
-        "P(seed has a violation) high": any_violation.high,
+        **with_bounds("P(seed has a violation)", any_violation),
         "violation steps": cell["violation_steps"].mean(),
         "peak K": cell["max_peak_temperature"].max(),
         "offset P kg/m3": cell["offset_polymer"].mean(),
@@ -175,10 +167,28 @@ def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, ob
         cost = stats.normalised_cost(cell["violation_steps"].mean(), limit)
         row[f"normalised cost L={limit}"] = cost
     if baseline is not None:
-        row["P(improvement over BC)"] = stats.probability_of_improvement(
-            score, baseline["score"].to_numpy()
-        )
+        row |= with_bounds("P(improvement over BC)", improvement([cell], [baseline]))
     return row
+
+
+def with_bounds(name: str, found: stats.Interval) -> dict[str, float]:
+    """A statistic and the bounds of its interval as three columns."""
+    return {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
+
+
+def improvement(cells: list[pd.DataFrame], baselines: list[pd.DataFrame]) -> stats.Interval:
+    """P(a seed scores above one of the baseline), a cell a scenario; of the baseline itself 0.5,
+    without an interval."""
+    scores, others = ([cell["score"].to_numpy() for cell in x] for x in (cells, baselines))
+    if all(x["hash"].iloc[0] == y["hash"].iloc[0] for x, y in zip(cells, baselines, strict=True)):
+        return stats.Interval(0.5, np.nan, np.nan)
+    return stats.probability_of_improvement(scores, others)
+
+
+def method_order(key: tuple[str, ...]):
+    """Sorts (method, data set, variant): reference rows first, in their order."""
+    method = key[0]
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), key
 
 
 def leaderboard(results: pd.DataFrame) -> pd.DataFrame:
@@ -191,19 +201,72 @@ def leaderboard(results: pd.DataFrame) -> pd.DataFrame:
         for group in GROUPS:
             chosen = results[(results.scenario == scenario) & (results.starts == group)]
             cells = dict(list(chosen.groupby(["method", "dataset", "variant"])))
-
-            def order(key):
-                method = key[0]
-                known = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-                return (known, key)
-
-            for key in sorted(cells, key=order):
+            for key in sorted(cells, key=method_order):
                 baseline = cells.get((BASELINE, key[1], "default"))
                 row = summarise(cells[key].sort_values("seed"), baseline)
                 if key[0] in METHOD_ORDER:
                     row["data"] = "-"
                 rows.append({"scenario": scenario, "start group": group, **row})
     return pd.DataFrame(rows)
+
+
+def aggregate(results: pd.DataFrame) -> pd.DataFrame:
+    """All scenarios together: one row a group of starts, data set and method that every scenario
+    has. Seeds of all scenarios count alike, and are resampled scenario by scenario."""
+    scenarios = [s for s in polycstr_jax.SCENARIOS if s in set(results.scenario)]
+    rows = []
+    for group in GROUPS if len(scenarios) > 1 else ():
+        chosen = results[results.starts == group]
+        found = {
+            key: cell.sort_values("seed")
+            for key, cell in chosen.groupby(["scenario", "method", "dataset", "variant"])
+        }
+        for key in sorted({key[1:] for key in found}, key=method_order):
+            if any((scenario, *key) not in found for scenario in scenarios):
+                continue
+            cells = [found[scenario, *key] for scenario in scenarios]
+            baselines = [found.get((s, BASELINE, key[1], "default")) for s in scenarios]
+            row = aggregate_row(cells, baselines)
+            if key[0] in METHOD_ORDER:
+                row["data"] = "-"
+            rows.append({"start group": group, **row})
+    return pd.DataFrame(rows)
+
+
+def aggregate_row(cells: list[pd.DataFrame], baselines: list) -> dict[str, object]:
+    """One method: statistics over the seeds of all scenarios, a cell each."""
+    scores, violated = ([cell[name].to_numpy() for cell in cells] for name in ("score", "violated"))
+    over = stats.Interval(np.nan, np.nan, np.nan)
+    if all(baseline is not None for baseline in baselines):
+        over = improvement(cells, baselines)
+    return {
+        "method": cells[0]["method"].iloc[0],
+        "variant": cells[0]["variant"].iloc[0],
+        "data": cells[0]["dataset"].iloc[0],
+        "scenarios": len(cells),
+        "seeds": sum(len(cell) for cell in cells),
+        "gap closed": np.mean([cell["gap_closed"].mean() for cell in cells]),
+        **with_bounds("score IQM", stats.seed_bootstrap(scores)),
+        **with_bounds("score CVaR 5 %", stats.cvar_bootstrap(scores)),
+        **with_bounds("P(improvement over BC)", over),
+        **with_bounds("P(violation)", stats.seed_bootstrap(violated, np.mean)),
+        "P(runaway)": np.mean([cell["runaway"].mean() for cell in cells]),
+    }
+
+
+def written(rows: pd.DataFrame, columns: dict[str, tuple[str, int]]) -> pd.DataFrame:
+    """Rows whose `columns` are texts, with their intervals where they have one."""
+    rows = rows.reset_index(drop=True)
+    for name, (shown, digits) in columns.items():
+        bounds = rows.reindex(columns=[name, f"{name} low", f"{name} high"])
+        texts = []
+        for value, *interval in bounds.itertuples(index=False):
+            text = formatted(value, f"{{:.{digits}f}}")
+            texts.append(
+                text if np.isnan(interval[0]) else f"{text} {interval_text(interval, digits)}"
+            )
+        rows[shown] = texts
+    return rows
 
 
 def formatted(value, pattern: str) -> str:
@@ -240,6 +303,12 @@ def header(results: pd.DataFrame, preset: str) -> str:
         "the first violation, from which even the safest policy known violates; first doomed: "
         "when the first of them began, lead: hours from there to the end of the first violating "
         "interval, medians over the episodes that have one.",
+        "CVaR 5 %: mean score of the worst twentieth of the seeds. P(improvement over BC): that a "
+        "seed scores above one of BC on the same data. Intervals are bootstrap intervals over "
+        f"seeds, of the CVaR where it has {stats.MIN_TAIL} seeds; they are not corrected for their "
+        "number, no verdict is drawn from them. Where no seed violates, an interval of "
+        "P(violation) is a point: the bound then is P(seed has a violation) of the .csv "
+        "(docs/statistics.md).",
         "Rows without training: oracle and unconstrained, optimal control with and without the "
         "limit; horizon10 and horizon2, replanning at each interval with that much foresight; "
         "pi_tuned, tuned for the scenario (30,720 candidates on 32 starts, the best 128 and 2,560 "
@@ -263,6 +332,10 @@ def provenance_line(results: pd.DataFrame, preset: str) -> str:
         f"{'; '.join(sorted(results.hardware.unique()))}; "
         f"{' to '.join(sorted({results.date.min(), results.date.max()}))}.",
     ]
+    if results.attrs.get("mixed"):
+        lines.append(f"MIXED VERSIONS: {' | '.join(results.attrs['mixed'])}.")
+    if results.attrs.get("left_out"):
+        lines.append(f"LEFT OUT, damaged: {' | '.join(results.attrs['left_out'])}.")
     if beats_an_optimum(results):
         lines.append(f"{BEATEN}: see the columns excess_over of the .csv files.")
     if results.solver_failed.any():
@@ -278,12 +351,19 @@ def beats_an_optimum(results: pd.DataFrame) -> bool:
     return any((results[name] > TOLERANCES[name]).any() for name in known)
 
 
-def to_markdown(table: pd.DataFrame, text: str) -> str:
-    """The leaderboard as Markdown."""
+def to_markdown(table: pd.DataFrame, together: pd.DataFrame, text: str) -> str:
+    """The leaderboard as Markdown, `together` of all scenarios."""
     parts = ["# Leaderboard", text]
     for (scenario, group), rows in table.groupby(["scenario", "start group"], sort=False):
         parts.append(f"## {scenario}, {group} starts ({rows['starts'].iloc[0]} a seed)")
-        parts.append(markdown_table(rows, COLUMNS))
+        parts.append(markdown_table(written(rows, WITH_INTERVAL), COLUMNS))
+    if len(together):
+        parts += ["## All scenarios together", " ".join(aggregate.__doc__.split())]
+        parts.append("![performance profiles](profiles.png)")
+        columns = {"score IQM": ("score IQM", 1), **WITH_INTERVAL}
+        for group, rows in together.groupby("start group", sort=False):
+            parts.append(f"### {group} starts")
+            parts.append(markdown_table(written(rows, columns), AGGREGATE_COLUMNS))
     return "\n\n".join(parts) + "\n"
 
 
@@ -379,11 +459,6 @@ def picnn_row(cell: pd.DataFrame, scenario: str) -> dict[str, object]:
     }
 
 
-def interval_text(interval: stats.Interval) -> str:
-    """[low, high], or a dash where there is none."""
-    return "-" if np.isnan(interval.low) else f"[{interval.low:.1f}, {interval.high:.1f}]"
-
-
 ORDERINGS = (  # claim, (method, variant) that should be better, the other, column compared
     ("IQL over BC", ("iql", "default"), ("bc", "default"), "score"),
     ("IQL over BC, published track", ("iql", "published"), ("bc", "published"), "score"),
@@ -406,37 +481,46 @@ def orderings(results: pd.DataFrame) -> pd.DataFrame:
 
     A layer wraps the policy of the same seed, so these differences are paired; BC and IQL of a
     seed share no more than their batches. A claim holds if the interval of the IQM is above 0,
-    fails if it is below; the mean tells of the rare runaways that the IQM trims.
+    fails if it is below; `corrected` is the verdict where all rows are to hold together. The mean
+    tells of the rare runaways that the IQM trims.
     """
+    pairs = list(ordered_pairs(results))
+    judged = sum(difference.size >= stats.MIN_SEEDS for *_, difference in pairs)
     rows = []
+    for scenario, group, claim, difference in pairs:
+        middle = stats.seed_bootstrap(difference)
+        corrected = stats.seed_bootstrap(difference, comparisons=judged)
+        mean = stats.seed_bootstrap(difference, np.mean)
+        rows.append(
+            {
+                "scenario": scenario,
+                "start group": group,
+                "claim": claim,
+                "IQM of the difference": middle.value,
+                "95 % interval": interval_text(middle),
+                "mean of the difference": mean.value,
+                "95 % interval of the mean": interval_text(mean),
+                "seeds better": f"{(difference > 0).sum()} of {difference.size}",
+                "verdict": verdict(middle, above="holds", below="fails"),
+                "corrected interval": interval_text(corrected),
+                "corrected": verdict(corrected, above="holds", below="fails"),
+            }
+        )
+    found = pd.DataFrame(rows)
+    found.attrs["comparisons"] = judged
+    return found
+
+
+def ordered_pairs(results: pd.DataFrame):
+    """(scenario, group of starts, claim, differences (S,)) of the claims whose cells are there."""
     for scenario in polycstr_jax.SCENARIOS:
         for group in PICNN_GROUPS:
             chosen = results[(results.scenario == scenario) & (results.starts == group)]
-            cells = {k: c.sort_values("seed") for k, c in chosen.groupby(["method", "variant"])}
+            cells = {k: c.set_index("seed") for k, c in chosen.groupby(["method", "variant"])}
             for claim, better, worse, column in ORDERINGS:
-                if better not in cells or worse not in cells:
-                    continue
-                difference = cells[better][column].to_numpy() - cells[worse][column].to_numpy()
-                middle = stats.seed_bootstrap(difference)
-                mean = stats.seed_bootstrap(difference, np.mean)
-                if np.isnan(middle.low):
-                    verdict = "too few seeds"
-                else:
-                    verdict = "holds" if middle.low > 0 else "fails" if middle.high < 0 else "open"
-                rows.append(
-                    {
-                        "scenario": scenario,
-                        "start group": group,
-                        "claim": claim,
-                        "IQM of the difference": middle.value,
-                        "95 % interval": interval_text(middle),
-                        "mean of the difference": mean.value,
-                        "95 % interval of the mean": interval_text(mean),
-                        "seeds better": f"{(difference > 0).sum()} of {difference.size}",
-                        "verdict": verdict,
-                    }
-                )
-    return pd.DataFrame(rows)
+                if better in cells and worse in cells:
+                    difference = (cells[better][column] - cells[worse][column]).dropna()
+                    yield scenario, group, claim, difference.to_numpy()
 
 
 def picnn_tables(results: pd.DataFrame) -> pd.DataFrame:
@@ -461,7 +545,9 @@ def picnn_markdown(table: pd.DataFrame, claims: pd.DataFrame, text: str) -> str:
         parts.append(f"## {scenario}, {group} starts")
         parts.append(markdown_table(rows, PICNN_COLUMNS))
     columns = {n: "{:.1f}" if n.endswith("of the difference") else "{}" for n in claims.columns}
-    parts += ["## Orderings", " ".join(orderings.__doc__.split()), markdown_table(claims, columns)]
+    parts += ["## Orderings", " ".join(orderings.__doc__.split())]
+    parts += filter(None, [correction(claims.attrs["comparisons"])])
+    parts.append(markdown_table(claims, columns))
     return "\n\n".join(parts) + "\n"
 
 
@@ -519,9 +605,7 @@ def write_robustness(results: pd.DataFrame, folder: Path, preset: str) -> None:
             "robustness.csv": found.to_csv(index=False, float_format="%.6g"),
         },
     )
-    path = folder / "robustness.png"
-    write_atomically(path, lambda file: robustness_tables.figure(found, file))
-    rich.print(f"written: {path}")
+    robustness_tables.figure(found, folder / "robustness.png")
 
 
 def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
@@ -547,7 +631,8 @@ def write_fisor(results: pd.DataFrame, folder: Path, preset: str) -> None:
 
 def write_marvel(results: pd.DataFrame, folder: Path, preset: str) -> None:
     """Print and write the tables of arXiv 2412.04426, with a figure a scenario."""
-    curves = marvel_tables.read_curves(folder / "marvel")
+    whole = set(results[["scenario", "method", "variant"]].itertuples(index=False, name=None))
+    curves = marvel_tables.read_curves(folder / "marvel", whole)
     found, compared = marvel_tables.table(results, curves), marvel_tables.claims(results, curves)
     shown = ("method", "variant", "violating intervals", "runaways", "gap closed")
     for scenario, rows in found.groupby("scenario", sort=False):
@@ -569,19 +654,74 @@ def write_marvel(results: pd.DataFrame, folder: Path, preset: str) -> None:
 
 
 def write_leaderboard(results: pd.DataFrame, folder: Path, preset: str) -> None:
-    """Print and write the leaderboard."""
-    table = leaderboard(results)
+    """Print and write the leaderboard, its aggregate over scenarios, and performance profiles."""
+    table, together = leaderboard(results), aggregate(results)
     text = header(results, preset)
     for (scenario, group), rows in table.groupby(["scenario", "start group"], sort=False):
-        print_table(f"{scenario}, {group} starts", rows, {c: COLUMNS[c] for c in TERMINAL_COLUMNS})
+        print_table(f"{scenario}, {group} starts", rows, TERMINAL_COLUMNS)
+    rich.print(text)
+    texts = {
+        "leaderboard.md": to_markdown(table, together, text),
+        "leaderboard.csv": table.to_csv(index=False, float_format="%.6g"),
+    }
+    if len(together):
+        texts["leaderboard-aggregate.csv"] = together.to_csv(index=False, float_format="%.6g")
+    write_all(folder, texts)
+    profiles.figure(results, METHOD_ORDER, folder / "profiles.png")
+
+
+def write_seeds(results: pd.DataFrame, folder: Path, preset: str) -> None:
+    """Print and write how many seeds are enough."""
+    found = seed_tables.table(results, METHOD_ORDER)
+    if not len(found):
+        raise SystemExit(f"no trained method has {stats.MIN_SEEDS} seeds in {folder}.")
+    for (scenario, quantity), rows in found.groupby(["scenario", "quantity"], sort=False):
+        shown = seed_tables.shown(rows, quantity)
+        columns = dict.fromkeys([c for c in shown if not c.isdigit()], "{}")
+        print_table(f"{scenario}: {quantity}, seeds for a half-width of", shown, columns)
+    text = "\n\n".join([rules(), seed_tables.HEADER, provenance_line(results, preset)])
     rich.print(text)
     write_all(
         folder,
         {
-            "leaderboard.md": to_markdown(table, text),
-            "leaderboard.csv": table.to_csv(index=False, float_format="%.6g"),
+            "seeds.md": seed_tables.markdown(found, text, markdown_table),
+            "seeds.csv": found.to_csv(index=False, float_format="%.6g"),
         },
     )
+
+
+def readme_block(results: pd.DataFrame, preset: str) -> str:
+    """The README's leaderboard, nominal starts: a table a scenario, and what it is made from."""
+    table = leaderboard(results[results.starts == "nominal"])
+    parts = []
+    for scenario, rows in table.groupby("scenario", sort=False):
+        shown = pd.DataFrame({name: rows[column] for name, (column, _) in README_COLUMNS.items()})
+        patterns = {name: pattern for name, (_, pattern) in README_COLUMNS.items()}
+        parts += [f"**{scenario}**", markdown_table(shown, patterns)]
+    return "\n\n".join([*parts, provenance_line(results, preset)])
+
+
+def between_markers(text: str, path: Path) -> tuple[str, str, str]:
+    """A file's text before, between and after its markers; `ValueError` unless each is there
+    once, in order."""
+    counts = text.count(README_BEGIN), text.count(README_END)
+    if counts != (1, 1) or text.index(README_BEGIN) > text.index(README_END):
+        raise ValueError(
+            f"{path} has to hold these two lines once each, in this order, with the leaderboard "
+            f"between them:\n{README_BEGIN}\n{README_END}"
+        )
+    before, rest = text.split(README_BEGIN)
+    block, after = rest.split(README_END)
+    return before, block.strip("\n"), after
+
+
+def write_readme(path: Path, results: pd.DataFrame, preset: str) -> None:
+    """Rewrite the README's leaderboard, whole or not at all."""
+    before, _, after = between_markers(path.read_text(), path)
+    block = readme_block(results, preset)
+    text = f"{before}{README_BEGIN}\n\n{block}\n\n{README_END}{after}"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    rich.print(f"written: {path}")
 
 
 def write_all(folder: Path, texts: dict[str, str]) -> None:
@@ -591,32 +731,70 @@ def write_all(folder: Path, texts: dict[str, str]) -> None:
         rich.print(f"written: {folder / name}")
 
 
-def main(args: Args) -> None:
-    if args.preset is not None and args.preset not in PRESETS:
-        raise SystemExit(f"preset = {args.preset}; allowed: {', '.join(PRESETS)}.")
-    found = [p for p in PRESETS if (args.results / p / args.table).is_dir()]
-    if not found or (args.preset and args.preset not in found):
-        wanted = args.preset or "quick"
-        suite = "" if args.table == "leaderboard" else f" --suite {args.table}"
+def check_readme(args: Args, preset: str, largest: str) -> None:
+    """`SystemExit` unless the README's leaderboard can be written from this preset."""
+    if args.table != "leaderboard":
+        raise SystemExit(f"--readme is of the table leaderboard, not of {args.table}.")
+    if preset == "smoke" or preset != largest:
         raise SystemExit(
-            f"results = {args.results} holds no results of preset {wanted}; run "
-            f"python -m benchmarks.run --preset {wanted}{suite} --out {args.results} first."
+            f"--readme shows the largest preset that is there, and no smoke test; {args.results} "
+            f"has {largest}, asked for is {preset}."
         )
-    preset = args.preset or found[0]
     try:
-        results = read_results(args.results / preset / args.table)
+        between_markers(args.readme.read_text(), args.readme)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"readme: {error}") from error
+
+
+def check_known(what: str, name: str, allowed: tuple[str, ...]) -> None:
+    """`SystemExit` with the closest of the allowed names, if it is none of them."""
+    if name not in allowed:
+        close = difflib.get_close_matches(name, allowed, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise SystemExit(f"{what} = {name}; {meant}allowed: {', '.join(allowed)}.")
+
+
+def presets_there(args: Args) -> list[str]:
+    """Presets of which the suite has results, the largest first; `SystemExit` if not that which
+    is asked for."""
+    check_known("table", args.table, TABLES)
+    if args.preset is not None:
+        check_known("preset", args.preset, PRESETS)
+    suite = SUITE_OF.get(args.table, args.table)
+    found = [p for p in PRESETS if (args.results / p / suite).is_dir()]
+    if not found or (args.preset and args.preset not in found):
+        of = f" of preset {args.preset}" if args.preset else ""
+        wanted = f" --preset {args.preset}" if args.preset else ""
+        raise SystemExit(
+            f"results = {args.results} holds no results of suite {suite}{of}; run python -m "
+            f"benchmarks.run{wanted} --suite {suite} --out {args.results} first."
+        )
+    return found
+
+
+def main(args: Args) -> None:
+    found = presets_there(args)
+    preset = args.preset or found[0]
+    if args.readme is not None:
+        check_readme(args, preset, found[0])
+    folder = args.results / preset
+    try:
+        results = read_results(folder / SUITE_OF.get(args.table, args.table), args.force)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     writers = {
         "leaderboard": write_leaderboard,
+        "seeds": write_seeds,
         "picnn": write_picnn,
         "robustness": write_robustness,
         "fisor": write_fisor,
         "marvel": write_marvel,
     }
-    writers[args.table](results, args.results / preset, preset)
+    writers[args.table](results, folder, preset)
     if beats_an_optimum(results):
         raise SystemExit(f"{BEATEN}: see the columns excess_over of the .csv files.")
+    if args.readme is not None:
+        write_readme(args.readme, results, preset)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_results_older_than_the_oracle_are_refused_by_name(smoke, tmp_path):
     frame = pd.read_csv(source.with_suffix(".csv")).drop(columns="gap_closed")
     frame.to_csv(folder / "zero@default.csv", index=False)
     (folder / "zero@default.json").write_text(source.with_suffix(".json").read_text())
-    with pytest.raises(SystemExit, match=r"zero@default.csv lacks the columns gap_closed"):
+    with pytest.raises(SystemExit, match=r"zero@default: lacks the columns gap_closed"):
         tables.main(tables.Args(results=tmp_path))
 
 
@@ -126,7 +126,7 @@ def test_a_table_without_its_description_does_not_count(smoke, tmp_path):
     folder = tmp_path / "startup-pi"
     folder.mkdir()
     (folder / "x@default.csv").write_text("seed,starts\n0,nominal\n")
-    with pytest.raises(ValueError, match="holds no results"):
+    with pytest.raises(ValueError, match=r"holds no results that are whole(.|\n)*being written"):
         tables.read_results(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_bad_arguments_are_named(tmp_path):
         run.main(run.Args("smoke", out=tmp_path, only=("sac",)))
     with pytest.raises(SystemExit, match=r"only = bc@paper; allowed: bc@default\.$"):
         run.main(run.Args("smoke", out=tmp_path, only=("zero", "bc@paper")))
-    with pytest.raises(SystemExit, match="holds no results of preset quick"):
+    with pytest.raises(SystemExit, match="holds no results of suite leaderboard; run"):
         tables.main(tables.Args(results=tmp_path))
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -351,8 +351,11 @@ def picnn_results(episodes, tmp_path_factory):
         metrics = evaluate.EpisodeMetrics(
             **{name: np.zeros_like(score) for name in evaluate.EpisodeMetrics._fields}
         )._replace(score=score, episode_return=low + score / 100.0 * (high - low))
-        cell = plan.Cell("startup", "pi", method, variant, {})
-        rows = worker.to_rows(cell, Condition("nominal", "nominal"), (metrics, None))
+        nominal = Condition("nominal", "nominal")
+        config = {"method": method, "seeds": 10, "evaluation": [[nominal], False, 0]}
+        config |= {"source": "x", "versions": {}, "backend": "cpu"}
+        cell = plan.Cell("startup", "pi", method, variant, config)
+        rows = worker.to_rows(cell, nominal, (metrics, None))
         run.write_cell(folder.parent, cell, rows, {"run": 1.0})
     return out
 
@@ -388,6 +391,33 @@ def test_orderings_are_judged_by_their_intervals(picnn_results):
     assert verdicts["IQL over BC"] == "open"
     assert "IQL+ over IQL" not in verdicts  # that cell is not there
     assert claims.set_index("claim")["seeds better"]["IQL over BC"] == "5 of 10"
+    assert claims.attrs["comparisons"] == len(claims) == 3
+    corrected = claims.set_index("claim")["corrected"]
+    assert corrected["IQL over BC"] == "open" and corrected["BC+ over BC"] == "holds"
+
+
+def test_with_many_comparisons_a_difference_has_to_be_larger(monkeypatch):
+    """Ten seeds better by 0.2 to 2: shown alone, open among as many as the tables judge."""
+    seeds = np.arange(10)
+    cell = pd.DataFrame({"seed": seeds, "starts": "nominal", "scenario": "startup"})
+    columns = {"variant": "default", "worst_score": 0.0}
+    better = 0.2 * (1.0 + seeds) * (seeds != 3)
+    results = pd.concat(
+        [
+            cell.assign(method="bc", score=0.0, **columns),
+            cell.assign(method="bc+", score=better, **columns),
+        ]
+    )
+    (claim,) = (c for c in tables.ORDERINGS if c[0] == "BC+ over BC")
+    verdicts = {}
+    for number in (1, 60):
+        monkeypatch.setattr(tables, "ORDERINGS", (claim,) * number)
+        found = tables.orderings(results)
+        verdicts[number] = tuple(found[["verdict", "corrected"]].iloc[0])
+    assert verdicts == {1: ("holds", "holds"), 60: ("holds", "open")}
+    columns = dict.fromkeys(tables.PICNN_COLUMNS, 0) | {"scenario": "startup", "start group": "x"}
+    text = tables.picnn_markdown(pd.DataFrame([columns]), found, "text")
+    assert "60 comparisons are judged here, so each at 99.917 %" in text
 
 
 def test_picnn_tables_are_written_and_repeat_byte_for_byte(picnn_results):
@@ -398,7 +428,7 @@ def test_picnn_tables_are_written_and_repeat_byte_for_byte(picnn_results):
     tables.main(arguments)
     assert first == [(picnn_results / "quick" / name).read_bytes() for name in names]
     assert "| bc+ | default | 10 |" in first[0].decode()
-    with pytest.raises(SystemExit, match=r"benchmarks.run --preset quick --suite picnn"):
+    with pytest.raises(SystemExit, match=r"benchmarks.run --suite picnn --out"):
         tables.main(tables.Args(table="picnn", results=picnn_results / "quick"))
 
 

@@ -82,11 +82,13 @@ def test_comparisons_say_who_violates_less():
     bc = found.loc[("bc", "default")]
     assert bc["P(violation)"] == pytest.approx(0.125 - 0.5) and bc["fewer violations"] == "yes"
     assert bc["mean reward"] == pytest.approx(0.2)
+    assert bc["corrected"] == "open"  # of 3 comparisons, with 7 degrees of freedom
     assert found.loc[("fisor", "no-hj-2"), "fewer violations"] == "open"
     assert ("fisor", "default") not in found.index  # not against itself
     # Paired: a constant difference of variants of FISOR has no spread; of BC it has.
     assert found.loc[("fisor", "no-hj-2"), "mean reward, interval"] == "[0.100, 0.100]"
     assert bc["mean reward, interval"] != "[0.200, 0.200]"
+    assert fisor_tables.claims(RESULTS).attrs["comparisons"] == 3
     few = fisor_tables.claims(RESULTS[RESULTS.seed < 4])
     assert set(few["fewer violations"]) == {"too few seeds"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from algos import bearl
 from benchmarks import marvel_tables
+from benchmarks.comparisons import difference
 from benchmarks.run import (
     CURVES,
     METHODS,
@@ -113,8 +114,17 @@ def test_arms_are_compared_where_both_are_there():
     assert claims["gap closed"][0].startswith("+10.0 [")
     # Both arms have the same seeds: what they have in common goes.
     assert claims["violating intervals"][0] == "-8.0 [-8.0, -8.0]"
-    scratch = marvel_tables.difference(pd.Series(np.arange(8.0)), pd.Series(np.arange(8.0)), False)
-    assert scratch.startswith("+0.0 [-") and scratch != "+0.0 [-0.0, 0.0]"
+    scratch = difference(pd.Series(np.arange(8.0)), pd.Series(np.arange(8.0)), False)
+    assert scratch.value == 0.0 and scratch.low < -0.5 and scratch.high > 0.5
+    assert claims.attrs["comparisons"] == 3  # one pair, three measures
+    assert claims["apart"][0] == claims["apart, corrected"][0] == "violating intervals, gap closed"
+
+
+def test_what_is_apart_by_itself_need_not_be_among_many():
+    seeds = np.arange(float(SEEDS))
+    both = pd.Series(seeds), pd.Series(np.zeros(SEEDS))
+    of = {m: {"x": difference(*both, True, m), "y": difference(*both, False, m)} for m in (1, 60)}
+    assert marvel_tables.apart(of[1]) == "x, y" and marvel_tables.apart(of[60]) == "-"
     for _, *arms in marvel_tables.CLAIMS:
         for method, variant in arms:
             assert variant in VARIANTS[METHODS[method][0]]
