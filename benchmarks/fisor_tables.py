@@ -9,7 +9,7 @@ import polycstr_jax
 from algos import fisor
 from benchmarks import conditions, training_sets
 from benchmarks.comparisons import correction, difference, interval_text, verdict
-from benchmarks.run import ON_AN_ACCELERATOR, SUITES, plan_cells
+from benchmarks.plan import ON_AN_ACCELERATOR, SUITES, plan_cells
 from polycstr_jax import stats
 
 PAPER = Path(__file__).parent / "fisor_paper_table.csv"

@@ -41,20 +41,12 @@ import polycstr_jax
 from algos.common import load_training_data
 from benchmarks.conditions import Condition
 from benchmarks.figures import BLUE, GREY, LABELS, RED, draw, save
+from benchmarks.plan import METHODS, PRESETS, plan_cells
 from benchmarks.references import replay, roll, solve_all
-from benchmarks.run import (
-    METHODS,
-    PRESETS,
-    algorithm_of,
-    nan_statistic,
-    plan_cells,
-    reference,
-    saving,
-    train,
-)
 from benchmarks.sections import check_folders, measure
 from benchmarks.solvers import scipy_rhs
 from benchmarks.tables import BEATEN, TOLERANCES
+from benchmarks.worker import algorithm_of, nan_statistic, reference, saving, train
 from polycstr_jax import controllers, evaluate, oracle, reactor, viability
 from polycstr_jax.controllers import SAFEST
 from polycstr_jax.data import write_atomically

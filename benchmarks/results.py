@@ -6,6 +6,7 @@ backends are refused, unless forced: then tables say so.
 """
 
 import functools
+import hashlib
 import io
 import json
 import sys
@@ -79,6 +80,9 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError("not named <scenario>-<dataset>/<method>@<variant>")
     info = read_description(path.with_suffix(".json"))
     frame, config = read_table(path), info["config"]
+    # Results from before its hash was kept have none.
+    if info.get("table_sha256", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+        raise ValueError(f"{path.name} is not the table that {path.stem}.json describes")
     missing = REQUIRED - set(frame.columns)
     if missing:
         raise ValueError(

@@ -45,6 +45,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from algos import checkpoints
 from benchmarks import scale, worker
 from benchmarks.plan import CACHE, DECIDING_PACKAGES, METHODS, REPOSITORY, SUITES, Cell, plan_cells
+from benchmarks.results import read_cell, read_description
 from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, to_rows
 from polycstr_jax import data
 from polycstr_jax.data import check_writable, write_atomically
@@ -210,18 +211,16 @@ def write_params(folder: Path, cell: Cell, devices: list) -> None:
 
 def condition_of(folder: Path, cell: Cell) -> Literal["finished", "damaged", "absent"]:
     """Whether a cell's files are there with the same hash, and whole."""
-    description = folder / f"{cell.name}.json"
-    if not description.exists():
+    path = folder / f"{cell.name}.csv"
+    if not path.with_suffix(".json").exists():
         return "absent"
     try:
-        info = json.loads(description.read_text())
-        if info["hash"] != cell.hash:
+        if read_description(path.with_suffix(".json"))["hash"] != cell.hash:
             return "absent"
-        table = description.with_suffix(".csv").read_bytes()
-        whole = info.get("table_sha256") in (None, hashlib.sha256(table).hexdigest())
-    except (OSError, ValueError, KeyError, TypeError):
+        read_cell(path)
+    except (OSError, ValueError):
         return "damaged"
-    return "finished" if whole else "damaged"
+    return "finished"
 
 
 def select(cells: list[Cell], only: tuple[str, ...], scenarios: tuple[str, ...] = ()) -> list[Cell]:

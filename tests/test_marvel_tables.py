@@ -14,19 +14,19 @@ import pytest
 from algos import bearl
 from benchmarks import marvel_tables
 from benchmarks.comparisons import difference
-from benchmarks.run import (
+from benchmarks.plan import (
     CURVES,
     METHODS,
-    NOT_QUICK,
+    NOT_ON_CPU,
     ONLINE,
     RESTS_ON,
     SHARED,
     SUITES,
     VARIANTS,
-    algorithm_of,
     plan_cells,
 )
 from benchmarks.tables import markdown_table
+from benchmarks.worker import algorithm_of
 from polycstr_jax.env import scenario_params
 from tests.made_up import noise
 
@@ -175,7 +175,7 @@ def test_the_suite_trains_every_arm_around_the_same_offline_policy():
         else:  # the very policies that are handed over
             assert cell.algorithm_config in bases
     assert {method for method, _ in arms} == {"cpq", "bearl", *ONLINE}
-    later = {(method, variant) for method in NOT_QUICK for variant in NOT_QUICK[method]}
+    later = {(method, variant) for method in NOT_ON_CPU for variant in NOT_ON_CPU[method]}
     assert not later & set(arms)
     full = plan_cells(SUITES["marvel"].presets["full"], "marvel")
     assert later <= {(c.method, c.variant) for c in full}  # so that what was not run is named
