@@ -21,7 +21,7 @@ import rich
 import tyro
 
 from algos import checkpoints
-from benchmarks import conditions, scale, training_sets
+from benchmarks import conditions, training_sets
 from benchmarks.plan import CACHE, EVALUATION_KEY, Cell
 from benchmarks.run import refusal
 from benchmarks.tables import print_table
@@ -101,7 +101,6 @@ def main(args: Args) -> None:
     for name in args.conditions:
         if name not in CONDITIONS:
             raise SystemExit(refusal("conditions", name, list(CONDITIONS)))
-    scale.prepare(False, scale.Hosts())
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     algorithm, states, made = load(args.params)
     cell = Cell(made["scenario"], made["dataset"], made["algorithm"], args.params.stem, {})

@@ -17,6 +17,13 @@ Suites and presets: `benchmarks/plan.py`. All devices of a machine are used; how
 work together: docs/scale.md.
 """
 
+import sys
+
+from benchmarks import scale
+
+if __name__ == "__main__":
+    scale.prepare(sys.argv[1:])
+
 import contextlib
 import dataclasses
 import difflib
@@ -29,7 +36,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +49,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from algos import checkpoints
-from benchmarks import scale, worker
+from benchmarks import worker
 from benchmarks.plan import CACHE, DECIDING_PACKAGES, METHODS, REPOSITORY, SUITES, Cell, plan_cells
 from benchmarks.results import read_cell, read_description
 from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, to_rows
@@ -69,6 +75,7 @@ class Args:
     trajectories: bool = False  # also write bands of trajectories, <cell>.trajectories.npz
     save_params: bool = False  # also write the trained policies, <cell>.params
     devices: int | None = None  # of this process; all if not given
+    # `scale.prepare` has read the following before this.
     distributed: bool = False  # with the other processes of a Slurm, Kubernetes or MPI job
     coordinator: str | None = None  # HOST:PORT of the first process, where no cluster says it
     num_processes: int | None = None
@@ -312,8 +319,6 @@ def planned(args: Args) -> list[Cell]:
 
 
 def main(args: Args) -> None:
-    hosts = scale.Hosts(args.coordinator, args.num_processes, args.process_id)
-    scale.prepare(args.distributed, hosts)
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite

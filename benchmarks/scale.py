@@ -8,6 +8,7 @@ every n-th chunk, and what they found is gathered when a cell is done. Processes
 share its folders, hosts need not.
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Threads of XLA's pool on a CPU, on which the order of sums depends: the same on every machine.
-# It has as many as devices at least.
-CPU_THREADS = 8
 IN_FLIGHT = 2  # programs a device, so that it never waits for the host; more are no faster
 MEMORY_SHARE = 0.8  # of what a device has free, for the programs in flight
 
@@ -31,11 +29,21 @@ class Hosts(NamedTuple):
     process_id: int | None = None
 
 
-def prepare(distributed: bool, hosts: Hosts) -> None:
-    """Call it before anything is computed. Finds the other processes of a run, by what Slurm,
-    Kubernetes or MPI say, or by `hosts`. `SystemExit` for processes that cannot work together, and
-    for more of them than devices."""
-    os.environ.setdefault("NPROC", str(CPU_THREADS))
+def prepare(arguments: list[str]) -> None:
+    """Find the other processes of a run, as the arguments of its command line say, if there are
+    any. It has to come before JAX starts, so before gymnax is imported."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", "--num_processes", type=int)
+    parser.add_argument("--process-id", "--process_id", type=int)
+    given, _ = parser.parse_known_args(arguments)
+    connect(given.distributed, Hosts(given.coordinator, given.num_processes, given.process_id))
+
+
+def connect(distributed: bool, hosts: Hosts) -> None:
+    """Find the other processes, by what Slurm, Kubernetes or MPI say, or by `hosts`. `SystemExit`
+    for processes that cannot work together, and for more of them than devices."""
     given = [name for name, value in hosts._asdict().items() if value is not None]
     if 0 < len(given) < len(hosts):
         missing = ", ".join(name.replace("_", "-") for name in hosts._fields if name not in given)

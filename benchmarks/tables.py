@@ -118,6 +118,7 @@ class Args:
     preset: str | None = None  # the largest there is if not given
     force: bool = False  # show results of mixed versions; the table says so
     readme: Path | None = None  # also write the leaderboard between this file's markers
+    beside: Path | None = None  # also show what only this results folder's leaderboard has, marked
 
 
 def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, object]:
@@ -191,6 +192,19 @@ def method_order(key: tuple[str, ...]):
     return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), key
 
 
+def with_committed(results: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Results, and the cells that only another folder's largest preset has, marked by the column
+    `beside`. `ValueError` where there are none."""
+    there = presets_there(Args("leaderboard", folder))[0]
+    others = read_results(folder / there / "leaderboard", force=True)
+    cell = ["scenario", "dataset", "method", "variant"]
+    own = set(results[cell].itertuples(index=False, name=None))
+    new = [key not in own for key in others[cell].itertuples(index=False, name=None)]
+    found = pd.concat([results.assign(beside=False), others[new].assign(beside=True)])
+    found.attrs = results.attrs
+    return found.reset_index(drop=True)
+
+
 def leaderboard(results: pd.DataFrame) -> pd.DataFrame:
     """All rows of all tables: one a scenario, group of starts, data set and method."""
     unknown = set(results.starts) - set(GROUPS)
@@ -206,6 +220,8 @@ def leaderboard(results: pd.DataFrame) -> pd.DataFrame:
                 row = summarise(cells[key].sort_values("seed"), baseline)
                 if key[0] in METHOD_ORDER:
                     row["data"] = "-"
+                elif "beside" in cells[key] and cells[key]["beside"].all():
+                    row["data"] += " (committed)"
                 rows.append({"scenario": scenario, "start group": group, **row})
     return pd.DataFrame(rows)
 
@@ -333,7 +349,7 @@ def provenance_line(results: pd.DataFrame, preset: str) -> str:
         f"{' to '.join(sorted({results.date.min(), results.date.max()}))}.",
     ]
     if results.attrs.get("mixed"):
-        lines.append(f"MIXED VERSIONS: {' | '.join(results.attrs['mixed'])}.")
+        lines.append(mixed_line(results))
     if results.attrs.get("left_out"):
         lines.append(f"LEFT OUT, damaged: {' | '.join(results.attrs['left_out'])}.")
     if beats_an_optimum(results):
@@ -343,6 +359,11 @@ def provenance_line(results: pd.DataFrame, preset: str) -> str:
     if preset == "smoke":
         lines.append("SMOKE TEST: trained for a few updates only; the numbers mean nothing.")
     return "\n\n".join(lines)
+
+
+def mixed_line(results: pd.DataFrame) -> str:
+    """In what the versions of the cells differ."""
+    return f"MIXED VERSIONS: {' | '.join(results.attrs.get('mixed', ()))}."
 
 
 def beats_an_optimum(results: pd.DataFrame) -> bool:
@@ -698,7 +719,12 @@ def readme_block(results: pd.DataFrame, preset: str) -> str:
         shown = pd.DataFrame({name: rows[column] for name, (column, _) in README_COLUMNS.items()})
         patterns = {name: pattern for name, (_, pattern) in README_COLUMNS.items()}
         parts += [f"**{scenario}**", markdown_table(shown, patterns)]
-    return "\n\n".join([*parts, provenance_line(results, preset)])
+    made = provenance_line(results, preset)
+    if results.attrs.get("mixed"):
+        there = f"results/{preset}/leaderboard.md"
+        short = f"The cells are of several versions of the code: [{there}]({there})."
+        made = made.replace(mixed_line(results), short)
+    return "\n\n".join([*parts, made])
 
 
 def between_markers(text: str, path: Path) -> tuple[str, str, str]:
@@ -780,6 +806,10 @@ def main(args: Args) -> None:
     folder = args.results / preset
     try:
         results = read_results(folder / SUITE_OF.get(args.table, args.table), args.force)
+        if args.beside is not None:
+            if args.table != "leaderboard":
+                raise SystemExit(f"--beside is of the table leaderboard, not of {args.table}.")
+            results = with_committed(results, args.beside)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     writers = {

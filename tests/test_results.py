@@ -412,6 +412,25 @@ def test_the_readme_is_rewritten_between_its_markers(folder, readme):
     assert readme.read_text() == text
 
 
+def test_what_only_the_committed_results_have_is_shown_and_marked(folder, tmp_path):
+    ours = tmp_path / "local" / "quick" / "leaderboard"
+    write_cell(ours, "startup-pi/bc@default", seeds=2)
+    own = results.read_results(ours)
+    found = tables.with_committed(own, folder.parent.parent)
+    board = tables.leaderboard(found[found.starts == "nominal"])
+    startup = board[board.scenario == "startup"].set_index(["method", "data"])
+    assert startup.loc[("bc", "pi"), "seeds"] == 2  # ours, not the committed one
+    there = results.read_results(folder)
+    others = set(there[there.scenario == "startup"].method) - {"bc", *REFERENCES}
+    assert others and {f"{name} (committed)" for name in ("pi",)} <= {
+        data for _, data in startup.index
+    }
+    tables.main(tables.Args(results=tmp_path / "local", beside=folder.parent.parent))
+    assert "(committed)" in (tmp_path / "local" / "quick" / "leaderboard.md").read_text()
+    with pytest.raises(SystemExit, match="--beside is of the table leaderboard"):
+        tables.main(tables.Args("seeds", tmp_path / "local", beside=folder.parent.parent))
+
+
 def test_a_readme_without_markers_is_left_alone(folder, readme):
     readme.write_text(f"{tables.README_END}\n{tables.README_BEGIN}\n")
     with pytest.raises(SystemExit, match="these two lines once each"):

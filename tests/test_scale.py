@@ -254,15 +254,6 @@ def test_a_full_disc_leaves_nothing_half_written(tmp_path):
         ({"scenarios": ("start-up",)}, r"scenarios = start-up; allowed: .* Did you mean startup"),
         ({"seeds": 0}, r"seeds = 0; allowed: 1 or more"),
         ({"devices": 99}, r"devices = 99; allowed: 1 to"),
-        ({"coordinator": "localhost:1"}, r"num-processes, process-id: needed too"),
-        (
-            {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2},
-            r"process-id = 2; allowed: 0 to 1",
-        ),
-        (
-            {"coordinator": "localhost:1", "num_processes": 0, "process_id": 0},
-            r"num-processes = 0; allowed: 1 or more",
-        ),
     ],
 )
 def test_bad_arguments_are_named_with_what_is_like_them(arguments, message, tmp_path):
@@ -270,11 +261,31 @@ def test_bad_arguments_are_named_with_what_is_like_them(arguments, message, tmp_
         run.main(run.Args("smoke", "picnn", tmp_path, **arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--coordinator localhost:1", r"num-processes, process-id: needed too"),
+        (
+            "--coordinator localhost:1 --num-processes 2 --process-id 2",
+            r"process-id = 2; allowed: 0 to 1",
+        ),
+        (
+            "--coordinator localhost:1 --num-processes 0 --process-id 0",
+            r"num-processes = 0; allowed: 1 or more",
+        ),
+        ("--distributed", r"distributed: .*--coordinator HOST:PORT"),  # JAX has begun in this one
+    ],
+)
+def test_processes_that_cannot_work_together_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        scale.prepare(["--preset", "smoke", *arguments.split()])
+
+
 def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(SystemExit, match="processes = 3; allowed: as many as devices, 1"):
-        scale.prepare(True, scale.Hosts())
+        scale.connect(True, scale.Hosts())
 
 
 def test_as_many_programs_are_in_flight_as_the_memory_holds():
