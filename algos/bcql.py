@@ -18,7 +18,7 @@ action, where the public implementation draws one; lambda has an upper bound (`m
 in `released`, which also takes time-outs as the end for rewards); the VAE's divergence has a weight
 of 0.02 (see `algos/cpq.py`); observations are standardised, rewards in units of their standard
 deviation, actions enter as asinh(a / std), rescaled to [-1, 1]; smaller networks and batches, and
-cosine decay. It is not tuned, and no table has it. Presets `limit0`, `limit2`, `limit5` are
+cosine decay; gains of the multiplier ten times as great, chosen among four settings. Presets `limit0`, `limit2`, `limit5` are
 `default` at that cost limit.
 
 Run: python algos/bcql.py --scenario startup --dataset mixed --num-seeds 8
@@ -79,9 +79,9 @@ class Config:
     num_samples: int = 4  # actions a state, of targets; 10 (OSRL)
     perturbation: float = 0.05  # phi (OSRL)
     kl_weight: float = 0.02  # of the VAE; at 0.5 (OSRL) its code says nothing
-    proportional: float = 0.1  # (OSRL)
-    integral: float = 0.003  # (OSRL)
-    derivative: float = 0.001  # (OSRL)
+    proportional: float = 1.0  # of the multiplier; 0.1 (OSRL)
+    integral: float = 0.03  # 0.003 (OSRL)
+    derivative: float = 0.01  # 0.001 (OSRL)
     max_multiplier: float = 10.0
 
 
@@ -96,6 +96,9 @@ PAPER = Config(  # the public implementation's sizes
     action_unit="box",
     num_samples=10,
     kl_weight=0.5,
+    proportional=0.1,
+    integral=0.003,
+    derivative=0.001,
 )
 PRESETS = {
     "default": DEFAULT,
