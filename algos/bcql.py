@@ -18,8 +18,8 @@ action, where the public implementation draws one; lambda has an upper bound (`m
 in `released`, which also takes time-outs as the end for rewards); the VAE's divergence has a weight
 of 0.02 (see `algos/cpq.py`); observations are standardised, rewards in units of their standard
 deviation, actions enter as asinh(a / std), rescaled to [-1, 1]; smaller networks and batches, and
-cosine decay; gains of the multiplier ten times as great, chosen among four settings. Presets `limit0`, `limit2`, `limit5` are
-`default` at that cost limit.
+cosine decay; gains of the multiplier ten times as great, the best of four settings. Presets
+`limit0`, `limit2`, `limit5` are `default` at that cost limit.
 
 Run: python algos/bcql.py --scenario startup --dataset mixed --num-seeds 8
 """
