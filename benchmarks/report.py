@@ -84,8 +84,8 @@ class Args:
 # --- Sections ---
 
 
-def not_there(suite: str, preset: str, more: str = "") -> str:
-    command = f"python -m benchmarks.run --preset {preset} --suite {suite}{more}"
+def not_there(suite: str, preset: str) -> str:
+    command = f"python -m benchmarks.run --preset {preset} --suite {suite}"
     return prose(f"Not run: nothing of suite {suite} is there; `{command}`.")
 
 
@@ -254,7 +254,9 @@ def trajectories_section(cells: list[dict], preset: str) -> str:
     """Bands over nominal starts and seeds."""
     title = "Trajectories"
     if not cells:
-        return section("trajectories", title, not_there("leaderboard", preset, " --trajectories"))
+        command = f"python -m benchmarks.run --preset {preset} --suite leaderboard --trajectories"
+        text = f"None are beside these results; `{command}` writes them, with --force for cells "
+        return section("trajectories", title, prose(text + "that are finished."))
     drawn: dict[str, list[str]] = {}
     for cell in cells:
         name, colour, params = drawn_as(cell)
@@ -321,7 +323,7 @@ WORST = {  # column of the table -> of the results, and how it is written
     "data": ("dataset", "{}"),
     "seed": ("seed", "{:d}"),
     "score": ("score", "{:.1f}"),
-    "worst start": ("worst_score", "{:.1f}"),
+    "worst episode": ("worst_score", "{:.1f}"),
     "P(violation)": ("violated", "{:.3f}"),
     "P(runaway)": ("runaway", "{:.3f}"),
     "hottest peak K": ("max_peak_temperature", "{:.1f}"),

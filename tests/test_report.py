@@ -422,6 +422,16 @@ def test_no_more_cells_are_drawn_than_the_page_can_carry(copied, monkeypatch):
     assert page.count(b": trajectories of ") == 1
 
 
+def test_thirty_thousand_rows_make_a_page(tmp_path):
+    folder, rng = tmp_path / PRESET / "leaderboard", np.random.default_rng(0)
+    for number in range(20):
+        frame = rows_of(rng.normal(50.0, 30.0, 500))
+        write_cell(folder, f"m{number}", "default", "mixed", frame)
+    page, warnings = report.build(tmp_path, PRESET)
+    assert warnings == [] and b"30,000 rows of results" in page
+    assert len(page) < 1e6
+
+
 def test_worst_seeds_come_worst_first(results):
     found = report.worst_seeds(tables.read_results(results / PRESET / "leaderboard"))
     nominal = found[found.starts == "nominal"]
