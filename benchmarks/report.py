@@ -488,12 +488,20 @@ def top(suites: dict[str, pd.DataFrame], preset: str, warnings: list[str]) -> st
         f"polycstr-jax, preset {preset}: {len(every):,} rows of results from the suites "
         f"{', '.join(suites)}; {dates}; {hardware}; jax {', '.join(sorted(every.jax.unique()))}."
     )
-    notes = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    notes = "".join(f"<li>{folded(text)}</li>" for text in warnings)
     box = (
         f'<div class="warnings" role="note"><b>Warnings</b><ul>{notes}</ul></div>' if notes else ""
     )
     title = "Safe reinforcement learning of a polymerisation reactor"
     return f'<header><h1>{title}</h1><p class="lead">{escape(lead)}</p>{box}</header>'
+
+
+def folded(text: str) -> str:
+    """A warning; of a long one the beginning, and the rest on request."""
+    if len(text) < 200:
+        return escape(text)
+    head, _, rest = text.partition(": ")
+    return f"<details><summary>{escape(head)}</summary>{escape(rest)}</details>"
 
 
 def navigation(sections: list[str]) -> str:

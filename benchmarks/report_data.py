@@ -106,7 +106,9 @@ def check_trajectories(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, in its order."""
+    """The arrays of an .npz, in its order; `ValueError` where it is none."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no .npz, or cut off")
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
