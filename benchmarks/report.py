@@ -534,12 +534,16 @@ def main(args: Args) -> None:
     preset = choose_preset(args)
     try:
         check_writable(args.out.parent)
+    except OSError as error:
+        raise SystemExit(f"out = {args.out}: {error}") from error
+    try:
         page, warnings = build(args.results, preset, args.force)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"results = {args.results}: {error}") from error
+    try:
         write_atomically(args.out, lambda file: file.write(page))
     except OSError as error:
         raise SystemExit(f"out = {args.out}: {error}") from error
-    except ValueError as error:
-        raise SystemExit(f"results = {args.results}: {error}") from error
     for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
     print(f"written: {args.out} ({len(page) / 1e6:.1f} MB)")

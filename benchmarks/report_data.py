@@ -16,7 +16,7 @@ from benchmarks.run import LEVELS
 from benchmarks.worker import CHANNELS
 
 SUITES = ("leaderboard", "picnn", "fisor", "marvel")  # those that the page shows
-MAX_CELLS = 80  # whose trajectories are drawn: the page stays below 5 MB
+MAX_CELLS = 70  # whose trajectories are drawn: the page stays below 5 MB
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
