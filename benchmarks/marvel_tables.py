@@ -84,15 +84,29 @@ def read_curves(folder: Path, whole=None) -> dict[tuple[str, str, str], pd.DataF
     if it is given."""
     found = {}
     for path in sorted(folder.glob("*/*.curves.csv")):
-        description = path.with_name(path.name.replace(".curves.csv", ".json"))
-        arm = (path.parent.name.split("-")[0], *description.stem.split("@"))
-        if description.exists() and (whole is None or arm in whole):
-            curves = pd.read_csv(path)
-            cell = json.loads(description.read_text())["config"]
-            offline = cell.get("base_config", {}).get("num_updates", 0)
-            curves.attrs = cell["config"] | {"offline_steps": offline}
-            found[arm] = curves
+        arm = arm_of(path)
+        if description_of(path).exists() and (whole is None or arm in whole):
+            found[arm] = read_curve(path)
     return found
+
+
+def arm_of(path: Path) -> tuple[str, ...]:
+    """Scenario, method and variant of a file `<cell>.curves.csv`."""
+    return path.parent.name.split("-")[0], *description_of(path).stem.split("@")
+
+
+def description_of(path: Path) -> Path:
+    """Of a file `<cell>.curves.csv`, the .json that declares the cell finished."""
+    return path.with_name(path.name.replace(".curves.csv", ".json"))
+
+
+def read_curve(path: Path) -> pd.DataFrame:
+    """A row a seed and update; the algorithm's settings as `attrs`."""
+    curves = pd.read_csv(path)
+    cell = json.loads(description_of(path).read_text())["config"]
+    offline = cell.get("base_config", {}).get("num_updates", 0)
+    curves.attrs = cell["config"] | {"offline_steps": offline}
+    return curves
 
 
 def training_of(curves: pd.DataFrame) -> pd.DataFrame:
@@ -263,6 +277,16 @@ DRAWN = {  # arm -> colour, line
 }
 
 
+def smoothed(curves: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Interactions (N,), and of a column, ten updates together, the quartiles over seeds (3, N)."""
+    # Single episodes begin anywhere.
+    groups = curves.assign(update=curves["update"] // 10).groupby(["seed", "update"])[name]
+    of_seeds = groups.mean().unstack()
+    per_update = curves.attrs["num_episodes"] * EPISODE_LENGTH
+    at = (of_seeds.columns.to_numpy() * 10 + 5) * per_update
+    return at, np.quantile(of_seeds.to_numpy(), (0.25, 0.5, 0.75), axis=0)
+
+
 def figure(curves, scenario: str, path: Path) -> None:
     """Return and cost of the training episodes, ten together, against interactions: median over
     seeds, and their middle half."""
@@ -271,16 +295,10 @@ def figure(curves, scenario: str, path: Path) -> None:
         found = curves.get((scenario, method, variant))
         if found is None:
             continue
-        at = None
         for axis, name in zip(axes, ("episode_return", "episode_cost"), strict=True):
-            # Ten updates together: single episodes begin anywhere.
-            smooth = found.assign(update=found["update"] // 10).groupby(["seed", "update"])[name]
-            of_seeds = smooth.mean().unstack()
-            per_update = found.attrs["num_episodes"] * EPISODE_LENGTH
-            at = (of_seeds.columns.to_numpy() * 10 + 5) * per_update
-            sign = -1.0 if name == "episode_return" else 1.0  # a logarithm wants it positive
-            shown = sign * of_seeds.to_numpy()
-            low, middle, high = np.quantile(shown, (0.25, 0.5, 0.75), axis=0)
+            at, (low, middle, high) = smoothed(found, name)
+            if name == "episode_return":  # a logarithm wants it positive
+                low, middle, high = -high, -middle, -low
             axis.plot(
                 at, middle, color=colour, linestyle=line, marker=".", label=f"{method}@{variant}"
             )

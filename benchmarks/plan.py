@@ -321,6 +321,7 @@ def file_hash(paths) -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
 def executed(source: bytes) -> bytes:
     """A Python file without comments, docstrings and empty lines; the same in every Python."""
     lines = source.decode().splitlines()
