@@ -21,7 +21,7 @@ FSRL := .ci/fsrl.txt
 VENV_FSRL := .venv-fsrl
 STAMP_FSRL := $(VENV_FSRL)/.installed
 
-.PHONY: help leaderboard peers fsrl test lint format smoke wheel clean
+.PHONY: help leaderboard report peers fsrl test lint format smoke wheel clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
@@ -33,11 +33,14 @@ leaderboard: $(STAMP) ## train 2 seeds of what learns quickly, and show all besi
 	$(BIN)/python -m benchmarks.run --preset quick --out results/local
 	$(BIN)/python -m benchmarks.tables --preset quick --results results/local --beside results
 
+report: $(STAMP) ## write the committed results as one HTML page, report.html
+	$(BIN)/python -m benchmarks.report --force --out report.html
+
 peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and compare (about 45 minutes on 2 CPU cores)
-	$(BIN)/python -m benchmarks.peers --peer-python $(VENV_PEERS)/bin/python
+	NPROC=$$(nproc) $(BIN)/python -m benchmarks.peers --peer-python $(VENV_PEERS)/bin/python
 
 fsrl: $(STAMP) $(STAMP_FSRL) ## measure SAC-Lag's online loop beside FSRL's (about 15 minutes on 2 CPU cores)
-	$(BIN)/python -m benchmarks.online_speed --peer-python $(VENV_FSRL)/bin/python
+	NPROC=$$(nproc) $(BIN)/python -m benchmarks.online_speed --peer-python $(VENV_FSRL)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -52,7 +55,7 @@ format: $(STAMP) ## repair style and formatting
 
 smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary folder
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -ex; \
-	$(BIN)/python -m benchmarks.run --preset smoke --out "$$folder"; \
+	$(BIN)/python -m benchmarks.run --preset smoke --trajectories --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables --results "$$folder"; \
 	$(BIN)/python -m benchmarks.run --preset smoke --suite picnn --only pi_best bc iql --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables picnn --results "$$folder"; \
@@ -61,7 +64,8 @@ smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary 
 	$(BIN)/python -m benchmarks.run --preset smoke --suite fisor --only zero bc fisor --out "$$folder"; \
 	$(BIN)/python -m benchmarks.tables fisor --results "$$folder"; \
 	$(BIN)/python -m benchmarks.run --preset smoke --suite marvel --only pi_tuned sac_lag marvel --out "$$folder"; \
-	$(BIN)/python -m benchmarks.tables marvel --results "$$folder"
+	$(BIN)/python -m benchmarks.tables marvel --results "$$folder"; \
+	$(BIN)/python -m benchmarks.report --results "$$folder" --out "$$folder/report.html"
 
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build

@@ -115,7 +115,7 @@ class Preset(NamedTuple):
 SCENARIOS = tuple(polycstr_jax.SCENARIOS)
 PRESETS = {
     "smoke": Preset(2, 2, ("startup",), ("pi",), 20, {"pi": (*OF_PI, "cpq", "fisor")}),
-    "quick": Preset(2, None, SCENARIOS, ("pi",), None, {"pi": OF_PI}),
+    "quick": Preset(2, 2, SCENARIOS, ("pi",), None, {"pi": OF_PI}),
     "cpu": Preset(
         8, None, SCENARIOS, data.DATASETS, None, {"pi": OF_PI, "mixed": ("bc", "iql", "fisor")}
     ),
@@ -138,7 +138,7 @@ def presets_of(num_seeds: int, methods, smoke: str) -> dict[str, Preset]:
     sets = tuple(methods)
     return {
         "smoke": Preset(2, 2, ("startup",), (smoke,), 20, methods),
-        "quick": Preset(2, None, SCENARIOS, sets, None, methods),
+        "quick": Preset(2, 2, SCENARIOS, sets, None, methods),
         "cpu": Preset(num_seeds, None, SCENARIOS, sets, None, methods),
         "full": Preset(1_000, None, SCENARIOS, sets, None, methods),
     }
