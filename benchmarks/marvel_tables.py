@@ -50,6 +50,8 @@ CLAIMS = (  # a question, and what is compared with what
     ),
     ("after BEAR-Lag", ("marvel", "bearl"), ("marvel", "bearl-warm-start")),
     ("after CPQ with masked targets", *(("marvel", f"masked-cpq{x}") for x in ("", "-warm-start"))),
+    ("is that CPQ better to begin with", ("marvel", "masked-cpq"), ("marvel", "default")),
+    ("and than without alignment", ("marvel", "masked-cpq"), ("marvel", "more-steps")),
     ("does the symmetric aPID help, beyond a PID", ("marvel", "default"), ("marvel", "pid")),
     ("does the paper's aPID", ("marvel", "apid-paper"), ("marvel", "pid")),
     ("does the PID, beyond dual ascent", ("marvel", "pid"), ("marvel", "dual")),
@@ -179,6 +181,12 @@ def table(results: pd.DataFrame, curves) -> pd.DataFrame:
 COMPARED = ("violating intervals", "mean return", "gap closed")
 
 
+def handed_over(settings: dict) -> tuple:
+    """Which offline policy an arm begins with; results from before it could be chosen have its
+    file's default."""
+    return settings.get("base"), settings.get("base_preset", "default")
+
+
 def claims(results: pd.DataFrame, curves) -> pd.DataFrame:
     """Differences of means over seeds, the first arm less the second, with 95 % intervals: of
     violating intervals in training (below 0 is better), of the mean return in training and of the
@@ -223,7 +231,7 @@ def compared_arms(results: pd.DataFrame, curves):
             both = [curves.get((scenario, *arm)) for arm in arms]
             if any(found is None for found in both) or not {*arms} <= set(gaps):
                 continue
-            paired = both[0].attrs.get("base") == both[1].attrs.get("base")
+            paired = handed_over(both[0].attrs) == handed_over(both[1].attrs)
             of_seeds = [
                 training_of(found).assign(**{"gap closed": gaps[arm]})
                 for found, arm in zip(both, arms, strict=True)

@@ -206,6 +206,14 @@ def test_a_cell_trains_in_the_environment_of_its_scenario():
     assert scenario_params("startup").start_mean[3] != scenario_params("grade_up").start_mean[3]
 
 
+def test_arms_are_paired_where_they_begin_with_the_same_policy():
+    of_before = marvel_tables.handed_over({"base": "cpq"})
+    assert of_before == marvel_tables.handed_over({"base": "cpq", "base_preset": "default"})
+    assert of_before != marvel_tables.handed_over({"base": "cpq", "base_preset": "masked"})
+    assert of_before != marvel_tables.handed_over({"base": "bearl"})
+    assert of_before != marvel_tables.handed_over({})  # from scratch
+
+
 def imported(file):
     """Files of algos/ that one of them imports."""
     tree = ast.parse((ALGOS / f"{file}.py").read_text())
