@@ -1,6 +1,8 @@
 """Trained states on disc, with how they were made."""
 
+import contextlib
 import dataclasses
+import errno
 import importlib
 import shutil
 from pathlib import Path
@@ -26,12 +28,13 @@ def checkpointer() -> orbax.StandardCheckpointer:
 
 def save(path: Path, algorithm, states, /, **made_by) -> None:
     """States (S, ...) of an `Algorithm`, whole or not at all, with its settings, those of what it
-    wraps, and `made_by`, what `load` compares."""
+    wraps, and `made_by`, what `load` compares. `OSError` where it cannot be written."""
     made_by["config"] = dataclasses.asdict(algorithm.config)
     if algorithm.base is not None:
         made_by["base_config"] = dataclasses.asdict(algorithm.base.config)
-    with checkpointer() as disc:
+    with checkpointer() as disc, named_if_full(path):
         disc.save(path.absolute(), states._asdict(), custom_metadata=made_by)
+        disc.wait_until_finished()
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -43,11 +46,9 @@ def described(path: Path) -> dict[str, Any]:
             found = {"tree": there.item_metadata.tree, **there.custom_metadata}
             missing = {"algorithm", "config", "num_seeds", "seed"} - found.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no whole checkpoint of this version.") from error
+            raise ValueError(f"{path} is no whole checkpoint") from error
     if missing:
-        raise ValueError(
-            f"{path} is no whole checkpoint of this version: {sorted(missing)} missing."
-        )
+        raise ValueError(f"{path} is no whole checkpoint: it lacks {', '.join(sorted(missing))}")
     return found
 
 
@@ -64,7 +65,7 @@ def load(path: Path, data: TrainingData, /, acting: bool = False, **made_by) -> 
     except ValueError as error:
         name = made_by["algorithm"]
         allowed = f"a folder that python algos/{name}.py of this version has saved"
-        raise ValueError(f"{error} Allowed: {allowed}.") from error
+        raise ValueError(f"{error}; allowed: {allowed}.") from error
     with checkpointer() as disc:
         refuse(
             [
@@ -107,58 +108,58 @@ def without_what_ends(states):
     return states._replace(replay=()) if hasattr(states, "replay") else states
 
 
-def keep_training(folder: Path, done: int, states: list, curves: list) -> None:
-    """Keep what is needed to go on after `done` chunks of a training: the states of its batches,
-    and their curves so far, `curves[chunk][batch][name]`. What was kept before is removed once this
-    is whole."""
-    leaves = jax.tree.leaves(states)
+def keep_training(folder: Path, done: int, state, curves: list, seconds: float) -> None:
+    """Keep what is needed to go on after `done` chunks of a training: its state, and of each chunk
+    the curves {name: (S,)}. What was kept before is removed once this is whole. `OSError` where it
+    cannot be written."""
     tree = {
-        "states": {str(i): leaf for i, leaf in enumerate(leaves)},
-        "curves": {
-            str(i): {name: np.stack([c[name] for c in chunks]) for name in chunks[0]}
-            for i, chunks in enumerate(zip(*curves, strict=True))
-        },
+        "state": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))},
+        "curves": {name: np.stack([chunk[name] for chunk in curves]) for name in curves[0]},
+        "seconds": np.float64(seconds),
     }
-    with checkpointer() as disc:
+    with checkpointer() as disc, named_if_full(folder):
         disc.save(folder.absolute() / str(done), tree, force=True)
+        disc.wait_until_finished()
     for other in folder.iterdir():
         if other.name != str(done):
             shutil.rmtree(other, ignore_errors=True)
 
 
-def kept_training(folder: Path, form: list, devices: list) -> tuple[int, list | None, list]:
-    """Chunks done, states and curves that were kept of a training whose states have this `form`,
-    each on its device; 0, None and no curves if there is nothing whole."""
-    kept = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+def kept_training(folder: Path, form, device) -> tuple[int, Any, list, float] | None:
+    """Chunks done, state, curves and seconds that were kept of a training whose state has this
+    `form`, on a device; None if there is nothing whole."""
     leaves, structure = jax.tree.flatten(form)
-    places = [d for d, one in zip(devices, form, strict=True) for _ in jax.tree.leaves(one)]
-    for done in kept:
-        path = folder.absolute() / str(done)
+    place = jax.sharding.SingleDeviceSharding(device)
+    names = sorted((p.name for p in folder.glob("*") if p.name.isdigit()), key=int, reverse=True)
+    for path in (folder.absolute() / name for name in names):
         try:
             with checkpointer() as disc:
                 curves = disc.metadata(path).item_metadata.tree["curves"]
                 wanted = {
-                    "states": {
-                        str(i): jax.ShapeDtypeStruct(
-                            x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(place)
-                        )
-                        for i, (x, place) in enumerate(zip(leaves, places, strict=True))
+                    "state": {
+                        str(i): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+                        for i, x in enumerate(leaves)
                     },
                     "curves": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), curves),
+                    "seconds": np.float64(0.0),
                 }
                 found = disc.restore(path, wanted)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not whole, or of another version
-        states = jax.tree.unflatten(
-            structure, [found["states"][str(i)] for i in range(len(leaves))]
-        )
-        of_batches = [found["curves"][str(i)] for i in range(len(form))]
-        chunks = [
-            [{name: np.asarray(x[i]) for name, x in curves.items()} for curves in of_batches]
-            for i in range(done)
-        ]
-        return done, states, chunks
-    return 0, None, []
+        state = jax.tree.unflatten(structure, [found["state"][str(i)] for i in range(len(leaves))])
+        done = int(path.name)
+        curves = [{k: np.asarray(x[i]) for k, x in found["curves"].items()} for i in range(done)]
+        return done, state, curves, float(found["seconds"])
+    return None
+
+
+@contextlib.contextmanager
+def named_if_full(path: Path):
+    """What orbax says as `ValueError` when it cannot write, as `OSError` that names the folder."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(errno.EIO, f"cannot be written to: {error}", str(path)) from error
 
 
 def form_of(algorithm, data: TrainingData, num_seeds: int, acting: bool):

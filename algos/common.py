@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,68 +186,85 @@ def train_seeds(
 
 
 def train_batches(
-    algorithm: Algorithm, batches: list[Batch], num_updates, num_chunks=20, keep: Path | None = None
+    algorithm: Algorithm,
+    batches: list[Batch],
+    num_updates,
+    num_chunks=20,
+    keep: list[Path | None] | None = None,
 ):
     """Train several batches side by side: the next chunk of all of them is dispatched before any is
     waited for. Each has a program of its own, so that its numbers do not depend on the others.
 
-    `keep`: a folder in which to keep the training every two minutes, and to go on from what is
-    there; removed at the end. Returns (states, curves) of each batch, and the seconds, as
-    `train_seeds` does. Raises `ValueError` if `num_updates` is below 1.
+    `keep`: a folder for each batch, in which its training is kept every two minutes, and goes on
+    from what is there; the caller removes it. Returns (states, curves) of each batch, and the
+    seconds, as `train_seeds` does, with those of before. Raises `ValueError` if `num_updates` is
+    below 1.
     """
     if num_updates < 1:
         raise ValueError(f"num_updates = {num_updates}; allowed: 1 or more.")
     if algorithm.check_data is not None:
         algorithm.check_data(batches[0].data)
     init, run = jitted_over_seeds(algorithm)
-    beginnings, run_keys = [], []
-    for rngs, data, base_states in batches:
+    sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
+    started = time.perf_counter()
+    seconds, programs, trainings = {"compile": 0.0, "run": 0.0}, {}, []
+    for (rngs, data, base_states), folder in zip(
+        batches, keep or [None] * len(batches), strict=True
+    ):
         if algorithm.base is not None:
             rngs = jax.vmap(lambda rng: jax.random.fold_in(rng, LAYER_KEY))(rngs)
         init_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(rngs), 1, 0)
         layer = () if algorithm.base is None else (base_states,)
-        beginnings.append((init_keys, data, *layer))
-        run_keys.append(keys)
-    started = time.perf_counter()
-    sizes = np.diff(np.linspace(0, num_updates, min(num_chunks, num_updates) + 1).astype(int))
-    done, states, curves = 0, None, []
-    if keep is not None:
-        form = [jax.eval_shape(init, *given) for given in beginnings]
-        places = [device_of(keys) for keys in run_keys]
-        done, states, curves = checkpoints.kept_training(keep, form, places)
-    if states is None:
-        states = [init(*given) for given in beginnings]
-    programs = {}
-    for state, batch, keys in zip(states, batches, run_keys, strict=True):
+        kept = None
+        if folder is not None:
+            form = jax.eval_shape(init, init_keys, data, *layer)
+            kept = checkpoints.kept_training(folder, form, device_of(keys))
+        done, state, curves, spent = kept or (0, init(init_keys, data, *layer), [], 0.0)
+        seconds["run"] += spent
+        trainings.append(Training(done, state, curves, data, keys, folder))
         for size in {*sizes[done:].tolist()}:
             if (device_of(keys), size) not in programs:
-                lowered = run.lower(state, batch.data, keys, size)
-                programs[device_of(keys), size] = lowered.compile()
-    seconds = {"compile": time.perf_counter() - started}
+                programs[device_of(keys), size] = run.lower(state, data, keys, size).compile()
+    before = seconds["run"]
+    seconds["compile"] = time.perf_counter() - started
     started = kept_at = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("updates", total=num_updates, completed=int(sizes[:done].sum()))
-        for size in sizes[done:]:
-            found = [
-                programs[device_of(keys), int(size)](state, batch.data, keys)
-                for state, batch, keys in zip(states, batches, run_keys, strict=True)
-            ]
-            states = [state for state, _ in found]
-            curves.append(jax.device_get([metrics for _, metrics in found]))
-            done += 1
-            progress.update(task, advance=size)
-            if keep is not None and time.perf_counter() - kept_at > KEEP_EVERY:
-                checkpoints.keep_training(keep, done, states, curves)
+        total = len(sizes) * len(trainings)
+        task = progress.add_task("chunks", total=total, completed=sum(t.done for t in trainings))
+        while going := [i for i, training in enumerate(trainings) if training.done < len(sizes)]:
+            found = {}
+            for i in going:
+                t = trainings[i]
+                program = programs[device_of(t.keys), int(sizes[t.done])]
+                found[i] = program(t.state, t.data, t.keys)
+            for i, (state, metrics) in found.items():
+                t = trainings[i]
+                curves = [*t.curves, jax.device_get(metrics)]
+                trainings[i] = t._replace(done=t.done + 1, state=state, curves=curves)
+            progress.update(task, advance=len(going))
+            seconds["run"] = before + time.perf_counter() - started
+            if time.perf_counter() - kept_at > KEEP_EVERY:
+                for t in (trainings[i] for i in going):
+                    if t.folder is not None:
+                        spent = seconds["run"] / len(trainings)
+                        checkpoints.keep_training(t.folder, t.done, t.state, t.curves, spent)
                 kept_at = time.perf_counter()
-    seconds["run"] = time.perf_counter() - started
-    if keep is not None:
-        shutil.rmtree(keep, ignore_errors=True)
-    of_batches = [
-        jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *chunks)
-        for chunks in zip(*curves, strict=True)
-    ]
-    return list(zip(states, of_batches, strict=True)), seconds
+    return [
+        (t.state, jax.tree.map(lambda *chunks: np.stack(chunks, axis=-1), *t.curves))
+        for t in trainings
+    ], seconds
+
+
+class Training(NamedTuple):
+    """A batch that is being trained."""
+
+    done: int  # chunks
+    state: Any
+    curves: list  # metrics of a chunk
+    data: TrainingData
+    keys: Any
+    folder: Path | None  # where it is kept
 
 
 def device_of(array):

@@ -63,10 +63,16 @@ def load(path: Path):
             f"params = {path} holds no policies; allowed: a folder <cell>.params that "
             "python -m benchmarks.run --save-params has written."
         )
-    states = []
+    states, seeds, settings_of = [], 0, None
     try:
         for part in parts:
             made = checkpoints.described(part)
+            if made["seed"] != seeds or settings_of not in (None, of_algorithm(made)):
+                raise ValueError(
+                    f"{part} begins with seed {made['seed']}; allowed: parts of one run, with all "
+                    f"seeds, so {seeds} here. (Hosts without a common folder keep their own.)"
+                )
+            seeds, settings_of = seeds + made["num_seeds"], of_algorithm(made)
             data = training_sets.load(made["scenario"], made["dataset"])
             same = {name: made[name] for name in ("algorithm", "num_seeds")}
             algorithm, state = checkpoints.load(part, data, acting=True, **same)
@@ -126,6 +132,12 @@ def main(args: Args) -> None:
     print_table(title, means, COLUMNS)
     if args.out is not None:
         rich.print(f"written: {args.out}")
+
+
+def of_algorithm(made: dict) -> list:
+    """What the parts of a run have in common."""
+    names = ("algorithm", "scenario", "dataset", "config", "base_config")
+    return [made.get(name) for name in names]
 
 
 def settings(made: dict) -> dict:

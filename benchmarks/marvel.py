@@ -41,8 +41,8 @@ from algos import marvel, multipliers, sac_lag
 from algos.actor_critic import SquashedActor, reduce_heads, squashed_sample, twin_values
 from algos.common import LAYER_KEY, MLP, from_unit, jitted_over_seeds, to_unit, train_seeds
 from benchmarks import conditions, plan, training_sets, worker
+from benchmarks.comparisons import difference, interval_text
 from benchmarks.figures import BLUE, LABELS, draw, policy_trajectory, save
-from benchmarks.marvel_tables import difference
 from benchmarks.plan import SUITES, plan_cells
 from benchmarks.sections import check_folders, gap_of, measure, on_starts
 from benchmarks.worker import ENV
@@ -227,7 +227,8 @@ def seed_of(states, seed: int):
 
 def paired(values, baseline, digits: int = 1) -> str:
     """Mean difference of two arms (S,) of the same seeds, with its 95 % interval."""
-    return difference(pd.Series(values), pd.Series(baseline), True, digits)
+    found = difference(pd.Series(values), pd.Series(baseline), paired=True)
+    return f"{found.value:+.{digits}f} {interval_text(found, digits)}"
 
 
 # --- Values of the critics ---

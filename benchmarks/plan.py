@@ -221,6 +221,7 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
         "source": source_hash(),
         "versions": {name: version(name) for name in DECIDING_PACKAGES},
         "backend": jax.default_backend(),
+        "threads": cpu_threads(),
         "evaluation": [under, find_doomed, EVALUATION_KEY],
         "precision": jnp.dtype(jnp.result_type(float)).name,
     }
@@ -271,6 +272,13 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
                     Cell(scenario, dataset, method, variant, config, *evaluation, settings, base)
                 )
     return cells
+
+
+def cpu_threads() -> int | None:
+    """Threads of XLA's pool, on which the order of sums depends; None on an accelerator."""
+    if jax.default_backend() != "cpu":
+        return None
+    return max(int(os.environ["NPROC"]), jax.local_device_count())
 
 
 def plan_methods(suite: str, methods, dataset: str):

@@ -5,7 +5,8 @@
 A cell is one method on one scenario and data set. It is written as
 `<out>/<preset>/<suite>/<scenario>-<dataset>/<method>@<variant>.csv`, one row for each seed and
 group of starts, with a `.json` beside it that says how it was made, and has the table's hash. A
-cell whose configuration has the same hash is not run again. Cells appear whole or not at all. Of a
+cell whose configuration has the same hash, and which has all that is asked for, is not run again.
+Cells appear whole or not at all. Of a
 cell that was interrupted, at whatever moment, the parts that were done are kept in
 `<out>/<preset>/<suite>/.parts`, and a training under way in `.cache/training`: run it again.
 
@@ -168,7 +169,6 @@ def write_cell(folder: Path, cell: Cell, rows: list[dict], wall_time: dict[str, 
     """Write the .csv, then the .json that declares it finished."""
     table = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode()
     path = folder / f"{cell.name}.csv"
-    path.with_suffix(".json").unlink(missing_ok=True)  # of the table that is replaced
     write_atomically(path, lambda file: file.write(table))
     text = json.dumps(provenance(cell, wall_time, table), indent=2, sort_keys=True) + "\n"
     write_atomically(path.with_suffix(".json"), lambda file: file.write(text.encode()))
@@ -197,8 +197,6 @@ def write_params(folder: Path, cell: Cell, devices: list) -> None:
     num_seeds, width = cell.config["seeds"], cell.config["seed_width"]
     for first in scale.own([*range(0, num_seeds, width)]):
         path = folder / f"{cell.name}.params" / str(first)
-        if path.exists():
-            shutil.rmtree(path)
         [part] = worker.train_parts(algorithm, training, cell, [first], devices)
         states = jax.tree.map(lambda x, n=num_seeds - first: x[:n], part.states)
         checkpoints.save(
@@ -214,6 +212,22 @@ def write_params(folder: Path, cell: Cell, devices: list) -> None:
 
 
 # --- What is there ---
+
+
+def remove(folder: Path, cell: Cell) -> None:
+    """Remove all files of a cell, for it is written anew; first what declares it finished."""
+    path = folder / f"{cell.name}.json"
+    for suffix in (".json", ".csv", ".curves.csv", ".npz", ".trajectories.npz"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(".params"), ignore_errors=True)
+
+
+def lacks(folder: Path, cell: Cell, args: Args) -> bool:
+    """Whether a finished cell has not all the files that are asked for."""
+    asked = {".npz": args.episodes, ".trajectories.npz": args.trajectories}
+    asked[".params"] = args.save_params and cell.method in METHODS
+    path = folder / f"{cell.name}.json"
+    return any(wanted and not path.with_suffix(name).exists() for name, wanted in asked.items())
 
 
 def condition_of(folder: Path, cell: Cell) -> Literal["finished", "damaged", "absent"]:
@@ -283,12 +297,16 @@ def locked(out: Path):
 def run_cell(cell: Cell, folder: Path, args: Args, devices: list) -> None:
     """Make one cell; the first process writes it."""
     parts = folder / ".parts" / cell.hash
-    if cell.method in METHODS:
+    trained = cell.method in METHODS
+    if trained:
         outcome = run_algorithm(cell, devices, parts)
-        if args.save_params:
-            write_params(folder, cell, devices)
     elif scale.is_first():
         outcome = run_reference(cell)
+    if scale.is_first():
+        remove(folder, cell)
+    scale.wait()
+    if trained and args.save_params:
+        write_params(folder, cell, devices)
     if scale.is_first():
         if outcome.curves:
             write_curves(folder, cell, outcome.curves)
@@ -302,9 +320,12 @@ def run_cell(cell: Cell, folder: Path, args: Args, devices: list) -> None:
             for row in to_rows(cell, condition, outcome.results[condition.name])
         ]
         write_cell(folder, cell, rows, outcome.seconds)
+    scale.wait()
     shutil.rmtree(parts, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other cells have theirs in it
+        parts.parent.rmdir()
     # LLVM aborts once a process has mapped too many programs.
-    if cell.method in METHODS:
+    if trained:
         jax.clear_caches()
 
 
@@ -340,7 +361,14 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> Non
     """All cells that are not finished, under a progress bar."""
     found = [condition_of(folder, cell) for cell in cells]
     wanted = ("absent", "damaged") if args.repair or args.force else ("absent",)
-    to_do = scale.agreed([args.force or condition in wanted for condition in found])
+    to_do = scale.agreed(
+        [
+            args.force
+            or condition in wanted
+            or (condition == "finished" and lacks(folder, cell, args))
+            for cell, condition in zip(cells, found, strict=True)
+        ]
+    )
     if not scale.is_first():
         found = ["finished"] * len(cells)
     for cell, condition, again in zip(cells, found, to_do, strict=True):

@@ -43,7 +43,7 @@ def prepare(arguments: list[str]) -> None:
 
 def connect(distributed: bool, hosts: Hosts) -> None:
     """Find the other processes, by what Slurm, Kubernetes or MPI say, or by `hosts`. `SystemExit`
-    for processes that cannot work together, and for more of them than devices."""
+    for processes that cannot work together."""
     given = [name for name, value in hosts._asdict().items() if value is not None]
     if 0 < len(given) < len(hosts):
         missing = ", ".join(name.replace("_", "-") for name in hosts._fields if name not in given)
@@ -64,10 +64,6 @@ def connect(distributed: bool, hosts: Hosts) -> None:
             f"distributed: {error} Allowed: a cluster that JAX knows (Slurm, Kubernetes, MPI), or "
             "--coordinator HOST:PORT --num-processes N --process-id I."
         ) from error
-    if jax.process_count() > jax.device_count():
-        raise SystemExit(
-            f"processes = {jax.process_count()}; allowed: as many as devices, {jax.device_count()}."
-        )
 
 
 def devices(at_most: int | None = None) -> list:
@@ -86,6 +82,11 @@ def own(chunks: list[int]) -> list[int]:
 def is_first() -> bool:
     """Whether this is the process that writes."""
     return jax.process_index() == 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    agreed([True])
 
 
 def agreed(flags: list[bool]) -> list[bool]:
@@ -126,7 +127,7 @@ def in_flight(program_bytes: int, device) -> int:
 
 
 def free_bytes(device) -> int:
-    """Memory that a device has free; of a CPU, what the machine has."""
+    """Memory that a device has free; of a CPU, its share of what the machine has."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -134,4 +135,4 @@ def free_bytes(device) -> int:
         Path("/proc/meminfo").read_text().splitlines() if os.path.exists("/proc/meminfo") else []
     )
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return free[0] if free else 4 << 30
+    return (free[0] if free else 4 << 30) // jax.local_device_count()

@@ -201,7 +201,10 @@ def with_committed(results: pd.DataFrame, folder: Path) -> pd.DataFrame:
     own = set(results[cell].itertuples(index=False, name=None))
     new = [key not in own for key in others[cell].itertuples(index=False, name=None)]
     found = pd.concat([results.assign(beside=False), others[new].assign(beside=True)])
-    found.attrs = results.attrs
+    found.attrs = {
+        name: [*results.attrs[name], *(f"committed: {line}" for line in others.attrs[name])]
+        for name in ("left_out", "mixed")
+    }
     return found.reset_index(drop=True)
 
 

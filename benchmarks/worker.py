@@ -7,11 +7,14 @@ in `.cache/training` what a training that is under way needs to go on. The envir
 `POLYCSTR_CACHE` names another folder than `.cache`.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import importlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -95,9 +98,9 @@ def see_doom(trajectory: Trajectory, params: EnvParams):
     return viability.doom(trajectory, params), channels(trajectory)
 
 
-def outcome_of(found: dict[str, Any], seconds, curves, first: int = 0) -> Outcome:
+def outcome_of(found: dict[str, Any], seconds, curves, first: int, num_seeds: int) -> Outcome:
     """Of seeds from `first` on, what was found under each condition: (metrics, (doom, channels)),
-    arrays (S, ...)."""
+    arrays (S, ...). The seeds beyond `num_seeds`, of the cell, are padding."""
     results = {name: (metrics, doom) for name, (metrics, (doom, _)) in found.items()}
     metrics, (_, seen) = found["nominal"]
     return Outcome(
@@ -105,7 +108,7 @@ def outcome_of(found: dict[str, Any], seconds, curves, first: int = 0) -> Outcom
         seconds,
         curves,
         seen[: max(0, NUM_SHOWN - first)],
-        worst_episodes(metrics.score, seen, first),
+        worst_episodes(metrics.score[: num_seeds - first], seen, first),
     )
 
 
@@ -131,8 +134,7 @@ def joined(parts: list[Outcome], num_seeds: int) -> Outcome:
     )
     seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
     worst = jax.tree.map(lambda *x: np.concatenate(x), *(part.worst for part in parts))
-    order = np.argsort(worst["mean_score"], kind="stable")
-    order = order[worst["seed"][order] < num_seeds][:NUM_WORST]
+    order = np.argsort(worst["mean_score"], kind="stable")[:NUM_WORST]
     return Outcome(results, seconds, curves, shown, {k: x[order] for k, x in worst.items()})
 
 
@@ -182,7 +184,8 @@ def run_reference(cell: Cell) -> Outcome:
             for seed in range(cell.config["seeds"])
         ]
         found[condition.name] = jax.device_get(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
-    return outcome_of(found, {"total": time.perf_counter() - started}, {})
+    spent = {"total": time.perf_counter() - started}
+    return outcome_of(found, spent, {}, 0, cell.config["seeds"])
 
 
 def reference(method: str, scenario: str, condition: Condition):
@@ -303,28 +306,43 @@ def train_parts(
     absent = [i for i, trained in enumerate(found) if trained is None]
     if absent:
         num_updates = algorithm.config.num_updates
-        trained, seconds = train_batches(
-            algorithm,
-            [batches[i] for i in absent],
-            num_updates,
-            num_chunks=num_updates if online else 20,
-            keep=TRAINING
-            / hashlib.sha256(repr([paths[i].stem for i in absent]).encode()).hexdigest(),
-        )
+        with contextlib.ExitStack() as stack:
+            keep = [stack.enter_context(kept_in(TRAINING / paths[i].stem)) for i in absent]
+            trained, seconds = train_batches(
+                algorithm,
+                [batches[i] for i in absent],
+                num_updates,
+                num_chunks=num_updates if online else 20,
+                keep=keep,
+            )
         share = {name: spent / len(absent) for name, spent in seconds.items()}
         for i, (states, curves) in zip(absent, trained, strict=True):
             curves = {name: curves[name] for name in CURVES} if online else {}
             states = jax.device_get(checkpoints.without_what_ends(states))
             kept = found[i] = Trained(states, share, curves)
             write_atomically(paths[i], lambda out, x=kept: out.write(serialization.to_bytes(x)))
+            shutil.rmtree(TRAINING / paths[i].stem, ignore_errors=True)
     return found
+
+
+@contextlib.contextmanager
+def kept_in(folder: Path):
+    """The folder, for this process alone; None if another is training the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield folder
 
 
 def trained_hash(algorithm: Algorithm, cell: Cell, first: int) -> str:
     """Hash of all that decides the seeds from `first` on."""
     layers = [algorithm] if algorithm.base is None else [algorithm, algorithm.base]
     parts = [
-        *(cell.config[name] for name in ("source", "data", "versions", "backend")),
+        *(cell.config[name] for name in ("source", "data", "versions", "backend", "threads")),
         *(cell.config[name] for name in ("precision", "seed_width", "scenario", "dataset")),
         *(training_settings(layer) for layer in layers),
         algorithm_hash(layer.init.__module__.rpartition(".")[2] for layer in layers),
@@ -392,7 +410,7 @@ def run_parts(cell: Cell, firsts: list[int], devices: list) -> list[Outcome]:
     # Of the first parts, the evaluation includes its compilation.
     spent = {"evaluation": (time.perf_counter() - started) / len(firsts)}
     return [
-        outcome_of(one, part.seconds | spent, part.curves, first)
+        outcome_of(one, part.seconds | spent, part.curves, first, cell.config["seeds"])
         for one, part, first in zip(found, parts, firsts, strict=True)
     ]
 

@@ -248,3 +248,9 @@ def test_coverage_is_the_quantile_of_the_same_and_nothing_of_another_place():
     assert benchmark.covered(rng.normal(9.0, 1.0, (2_000, 3)), data, radius) == 0.0
     # Less data cover less, within the same distance.
     assert benchmark.covered(rng.normal(size=(2_000, 3)), data[::40], radius) < 0.7
+
+
+def test_differences_are_paired_and_written_with_their_interval():
+    seeds = np.arange(8.0)
+    assert benchmark.paired(seeds + 2.0, seeds) == "+2.0 [2.0, 2.0]"
+    assert benchmark.paired(seeds[:4] - 0.25, seeds[:4], 2) == "-0.25 -"  # too few seeds

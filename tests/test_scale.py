@@ -17,6 +17,7 @@ import pytest
 
 from algos import common, iql
 from benchmarks import evaluate, plan, run, scale, worker
+from polycstr_jax import evaluate as evaluate_module
 from tests.made_up import noise
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -105,8 +106,11 @@ def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
         time.sleep(draws.uniform(0.2, 1.0) * seconds)
         process.kill()
         process.communicate()
+    trained = tmp_path / "cache" / "trained"
+    done = {path: path.stat().st_mtime_ns for path in trained.glob("*.msgpack")}
     finish(start(tmp_path / "out", tmp_path / "cache", "--episodes"))
     assert numbers(tmp_path / "out") == numbers(out)
+    assert done.items() <= {p: p.stat().st_mtime_ns for p in trained.glob("*.msgpack")}.items()
     files = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
     whole = [name for name in files if not name.endswith(".tmp")]
     assert whole == [".lock", "bc@default.csv", "bc@default.json", "bc@default.npz"]
@@ -164,22 +168,43 @@ def test_a_training_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypat
     batches = [common.Batch(keys[:2], noise()), common.Batch(keys[2:], noise())]
     whole, _ = common.train_batches(algorithm, batches, 10, 5)
     keep, calls = common.checkpoints.keep_training, []
+    folders = [tmp_path / "a", tmp_path / "b"]
 
     def interrupted(*arguments):
         keep(*arguments)
-        calls.append(arguments[1])
-        if len(calls) == 3:
+        calls.append((arguments[0].name, arguments[1]))
+        if len(calls) == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(common, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(common.checkpoints, "keep_training", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        common.train_batches(algorithm, batches, 10, 5, tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["3"]
-    (tmp_path / "kept" / "4").mkdir()  # begun, and not whole
-    found, _ = common.train_batches(algorithm, batches, 10, 5, tmp_path / "kept")
-    assert calls == [1, 2, 3, 4, 5] and not (tmp_path / "kept").exists()
+        common.train_batches(algorithm, batches, 10, 5, folders)
+    kept = [[path.name for path in folder.iterdir()] for folder in folders]
+    assert kept == [["3"], ["2"]]  # each goes on from its own
+    (folders[0] / "4").mkdir()  # begun, and not whole
+    calls.clear()
+    found, _ = common.train_batches(algorithm, batches, 10, 5, folders)
+    assert calls == [("a", 4), ("b", 3), ("a", 5), ("b", 4), ("b", 5)]
     jax.tree.map(np.testing.assert_array_equal, found, whole)
+    full = common.checkpoints.named_if_full(tmp_path)
+    with pytest.raises(OSError, match="cannot be written to: no space"), full:
+        raise ValueError("no space")  # as orbax says it
+
+
+def test_a_training_is_kept_by_one_process_at_a_time(tmp_path):
+    with worker.kept_in(tmp_path / "x") as first, worker.kept_in(tmp_path / "x") as second:
+        assert first == tmp_path / "x" and second is None
+    with worker.kept_in(tmp_path / "x") as third:
+        assert third == first
+
+
+def test_padding_hides_no_seed(tmp_path):
+    score = -np.arange(8.0)[:, None] * np.ones((8, 2))  # padded seeds are the worst
+    seen = np.zeros((8, 3, 2, 5), np.float32)
+    metrics = evaluate_module.EpisodeMetrics(*([score] * 13))
+    found = worker.outcome_of({"nominal": (metrics, (None, seen))}, {}, {}, 8, 9)
+    assert found.worst["seed"].tolist() == [8]
 
 
 def test_saved_policies_play_as_they_did(tmp_path, capsys):
@@ -209,6 +234,9 @@ def test_saved_policies_play_as_they_did(tmp_path, capsys):
         evaluate.main(evaluate.Args(folder / "bc@default.params", ("fuling 10",)))
     with pytest.raises(SystemExit, match="holds no policies"):
         evaluate.main(evaluate.Args(tmp_path))
+    (folder / "bc+@default.params" / "0").rename(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match="begins with seed 2; allowed: parts of one run"):
+        evaluate.main(evaluate.Args(folder / "bc+@default.params"))
     next((folder / "bc@default.params" / "0").glob("*_METADATA")).unlink()
     with pytest.raises(SystemExit, match="no whole checkpoint"):
         evaluate.main(evaluate.Args(folder / "bc@default.params"))
@@ -231,6 +259,20 @@ def test_damaged_tables_are_named_skipped_and_repaired_on_request(tmp_path, caps
     assert table.read_bytes() == whole[:-20]
     run.main(run.Args("smoke", "picnn", repair=True, **arguments))
     assert table.read_bytes() == whole and json.loads(other.read_text())["hash"]
+
+
+def test_what_is_asked_for_later_is_made_later_and_what_is_old_goes(tmp_path):
+    arguments = {"out": tmp_path, "only": ("zero",), "scenarios": ("startup",)}
+    run.main(run.Args("smoke", "picnn", **arguments))
+    path = tmp_path / "smoke/picnn/startup-pi/zero@default.json"
+    run.main(run.Args("smoke", "picnn", trajectories=True, episodes=True, **arguments))
+    shown = path.with_suffix(".trajectories.npz")
+    assert shown.exists() and path.with_suffix(".npz").exists()
+    before = shown.stat().st_mtime_ns
+    run.main(run.Args("smoke", "picnn", trajectories=True, **arguments))
+    assert shown.stat().st_mtime_ns == before
+    run.main(run.Args("smoke", "picnn", force=True, **arguments))
+    assert path.exists() and not shown.exists()  # of the table that was replaced
 
 
 def test_a_full_disc_leaves_nothing_half_written(tmp_path):
@@ -279,13 +321,6 @@ def test_bad_arguments_are_named_with_what_is_like_them(arguments, message, tmp_
 def test_processes_that_cannot_work_together_are_refused(arguments, message):
     with pytest.raises(SystemExit, match=message):
         scale.prepare(["--preset", "smoke", *arguments.split()])
-
-
-def test_more_processes_than_devices_are_refused(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    with pytest.raises(SystemExit, match="processes = 3; allowed: as many as devices, 1"):
-        scale.connect(True, scale.Hosts())
 
 
 def test_as_many_programs_are_in_flight_as_the_memory_holds():
