@@ -107,6 +107,9 @@ PRESETS = {
     "pid-head-start": replace(DEFAULT, controller=replace(PID, initial=FIXED.initial)),
     "masked-cpq": replace(DEFAULT, base_preset="masked"),  # after critics that are wrong
     "masked-cpq-warm-start": replace(DEFAULT, base_preset="masked", align="none"),
+    "masked-cpq-more-steps": replace(
+        DEFAULT, base_preset="masked", align="none", gradient_steps=250
+    ),
     "bearl": replace(DEFAULT, base="bearl"),
     "bearl-warm-start": replace(DEFAULT, base="bearl", align="none"),
     **{f"limit{n}": replace(DEFAULT, cost_limits=(float(n),)) for n in (0, 2, 5)},

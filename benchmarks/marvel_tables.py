@@ -50,6 +50,10 @@ CLAIMS = (  # a question, and what is compared with what
     ),
     ("after BEAR-Lag", ("marvel", "bearl"), ("marvel", "bearl-warm-start")),
     ("after CPQ with masked targets", *(("marvel", f"masked-cpq{x}") for x in ("", "-warm-start"))),
+    (
+        "and more than its gradient steps do",
+        *(("marvel", f"masked-cpq{x}") for x in ("", "-more-steps")),
+    ),
     ("is that CPQ better to begin with", ("marvel", "masked-cpq"), ("marvel", "default")),
     ("and than without alignment", ("marvel", "masked-cpq"), ("marvel", "more-steps")),
     ("does the symmetric aPID help, beyond a PID", ("marvel", "default"), ("marvel", "pid")),

@@ -73,7 +73,7 @@ VARIANTS = {  # of the suites fisor and marvel
         *("reward-only", "cost-only", "pid", "dual", "apid-paper", "fixed", "pid-head-start"),
         *("warm-start-pid", "warm-start-dual", "warm-start-apid-paper", "warm-start-fixed"),
         *("measured-unit", "warm-start-measured-unit", "bearl", "bearl-warm-start"),
-        *("masked-cpq", "masked-cpq-warm-start", *LIMITS),
+        *("masked-cpq", "masked-cpq-warm-start", "masked-cpq-more-steps", *LIMITS),
     ),
     "o2o_baselines": ("jsrl", "pex", "so2"),
 }
