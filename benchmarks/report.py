@@ -255,8 +255,8 @@ def trajectories_section(cells: list[dict], preset: str) -> str:
     title = "Trajectories"
     if not cells:
         command = f"python -m benchmarks.run --preset {preset} --suite leaderboard --trajectories"
-        text = f"None are beside these results; `{command}` writes them, with --force for cells "
-        return section("trajectories", title, prose(text + "that are finished."))
+        text = f"None are beside these results; `{command}` writes them."
+        return section("trajectories", title, prose(text))
     drawn: dict[str, list[str]] = {}
     for cell in cells:
         name, colour, params = drawn_as(cell)

@@ -62,7 +62,7 @@ HUES = {  # hue of a method, and its line
 HUE_ORDER = (3, 0, 2, 4, 5, 6, 7, 1)  # of the arms of what trains online
 ONLINE_LINES = {  # where its arms begin in that order, and their lines, eight arms each
     "sac_lag": (6, (":",)),
-    "marvel": (0, ("-", "-.", (0, (6, 1, 1, 1, 1, 1)))),
+    "marvel": (0, ("-", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))),
     "o2o": (2, ("--",)),
 }
 DASHES = {"-": "", "--": "6 3", ":": "1.5 2.5", "-.": "7 2 1.5 2"}  # as SVG writes them
