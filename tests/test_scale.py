@@ -173,7 +173,7 @@ def test_a_training_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypat
     def interrupted(*arguments):
         keep(*arguments)
         calls.append((arguments[0].name, arguments[1]))
-        if len(calls) == 5:
+        if calls[:1] == [("a", 1)] and len(calls) == 5:  # the first time
             raise KeyboardInterrupt
 
     monkeypatch.setattr(common, "KEEP_EVERY", 0.0)
