@@ -278,6 +278,7 @@ def test_what_is_asked_for_later_is_made_later_and_what_is_old_goes(tmp_path):
 def test_a_full_disc_leaves_nothing_half_written(tmp_path):
     import resource
 
+    jax.config.update("jax_enable_compilation_cache", False)  # or halves of programs stay in it
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -285,6 +286,7 @@ def test_a_full_disc_leaves_nothing_half_written(tmp_path):
             run.main(run.Args("smoke", "picnn", tmp_path, only=("zero",)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        jax.config.update("jax_enable_compilation_cache", True)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
