@@ -29,7 +29,7 @@ help: ## show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		while IFS='|' read -r target text; do printf '  %-12s %s\n' "$$target" "$$text"; done
 
-leaderboard: $(STAMP) ## train 2 seeds of what learns quickly, and show all beside them (some 15 minutes on 2 CPU cores)
+leaderboard: $(STAMP) ## train 2 seeds of what learns quickly, and show all beside them (about 9 minutes on 2 CPU cores)
 	$(BIN)/python -m benchmarks.run --preset quick --out results/local
 	$(BIN)/python -m benchmarks.tables --preset quick --results results/local --beside results
 
