@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-IN_FLIGHT = 2  # programs a device, so that it never waits for the host; more are no faster
+IN_FLIGHT = 2  # programs a device, so that it need not wait for the host; more were not tried
 MEMORY_SHARE = 0.8  # of what a device has free, for the programs in flight
 
 
