@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         return nn.Dense(self.out)(x)
 
 
-KEEP_EVERY = 120.0  # s, between what is kept of a training
+KEEP_EVERY = float(os.environ.get("POLYCSTR_KEEP_EVERY", "120"))  # s, of a training that is kept
 LAYER_KEY = 1  # folded into a seed's key for a layer: the key itself trains its base
 Track = Literal["default", "published"]
 ActionUnit = Literal["asinh", "box"]

@@ -223,13 +223,15 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
         "backend": jax.default_backend(),
         "threads": cpu_threads(),
         "evaluation": [under, find_doomed, EVALUATION_KEY],
-        "precision": jnp.dtype(jnp.result_type(float)).name,
+        "precision": precision(),
     }
+    # Of a controller without training: it is run on a CPU everywhere (`worker.run_reference`).
+    on_host = {"backend": "cpu", "threads": cpu_threads("cpu"), "precision": number_format()}
     cells = []
     for scenario in preset.scenarios:
         for method in references:
             seeds = NUM_RANDOM_SEEDS if method == "random" else 1
-            config = {"method": method, "scenario": scenario, "seeds": seeds, **common}
+            config = {"method": method, "scenario": scenario, "seeds": seeds, **common, **on_host}
             config["data"] = data_hash("pi")
             if method.startswith("pi_tuned"):
                 config["tuned"] = file_hash([PACKAGE / "tuned_pi.json"])
@@ -274,11 +276,24 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     return cells
 
 
-def cpu_threads() -> int | None:
+def cpu_threads(backend: str | None = None) -> int | None:
     """Threads of XLA's pool, on which the order of sums depends; None on an accelerator."""
-    if jax.default_backend() != "cpu":
+    if (backend or jax.default_backend()) != "cpu":
         return None
-    return max(int(os.environ["NPROC"]), jax.local_device_count())
+    return max(int(os.environ["NPROC"]), jax.local_device_count(backend="cpu"))
+
+
+def number_format() -> str:
+    """float32, or float64 if JAX is told so."""
+    return jnp.dtype(jnp.result_type(float)).name
+
+
+def precision() -> str:
+    """Of numbers and, on an accelerator that is told so, of products of matrices."""
+    products = jax.config.jax_default_matmul_precision or "default"
+    if jax.default_backend() == "cpu" or products == "float32":
+        return number_format()
+    return f"{number_format()} with {products} products"
 
 
 def plan_methods(suite: str, methods, dataset: str):

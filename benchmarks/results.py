@@ -201,10 +201,11 @@ def mixed_versions(cells: dict[str, dict[str, Any]]) -> list[str]:
 def versions_of(info: dict[str, Any]) -> dict[str, str]:
     """What has to be equal for cells to be compared: of all of them, and of those of a method."""
     config = info["config"]
-    found = {"shared code": config["source"], "backend": config["backend"]}
-    found |= {name: config[name] for name in ("constants", "precision") if name in config}
-    found |= config["versions"]
+    found = {"shared code": config["source"], **config["versions"]}
+    found |= {name: config[name] for name in ("constants",) if name in config}
     if "algorithm_source" in config:
+        # What is not trained runs on a CPU everywhere.
+        found |= {name: config[name] for name in ("backend", "precision") if name in config}
         # A layer's or fine-tuner's files are its own and those of the policy that it begins with.
         base = config["config"].get("base")
         around = f" around {base}" if base else ""

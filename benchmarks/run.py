@@ -341,6 +341,13 @@ def planned(args: Args) -> list[Cell]:
 
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise SystemExit(
+            f"JAX_PLATFORMS = {jax.config.jax_platforms}; allowed: with cpu, as cuda,cpu: data and "
+            "what is not trained are made on it."
+        ) from error
     devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite
     cells = planned(args)

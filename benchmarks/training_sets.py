@@ -7,6 +7,8 @@ observations and the constraint are noisy, and the limit is a stochastic constra
 on the true state. Normalised as always, by the scenario's `pi` set.
 """
 
+import functools
+
 import numpy as np
 
 from algos.common import load_training_data
@@ -21,6 +23,7 @@ NOISE_SEED = 356
 NAMES = (*data.DATASETS, *SHARES, *WITHOUT, *NOISE_LEVEL)
 
 
+@functools.lru_cache(maxsize=2)
 def load(scenario: str, name: str) -> TrainingData:
     """A training set by name. Raises `ValueError` for an unknown scenario or name."""
     if name in data.DATASETS:

@@ -166,7 +166,12 @@ def from_bytes(content: bytes) -> Outcome:
 
 
 def run_reference(cell: Cell) -> Outcome:
-    """A controller without training; one seed, the random controller excepted."""
+    """A controller without training, on a CPU; one seed, the random controller excepted."""
+    with jax.default_device(data.host_device()):
+        return _run_reference(cell)
+
+
+def _run_reference(cell: Cell) -> Outcome:
     started, found = time.perf_counter(), {}
     for condition in cell.conditions:
         controller, memory = reference(cell.method, cell.scenario, condition)

@@ -232,10 +232,19 @@ def _roll_out(env: PolyCSTR, params: EnvParams, plan: Behaviour) -> Trajectory:
 
 
 def simulate_behaviour(scenario: str, plan: Behaviour) -> Trajectory:
-    """Trajectories (T, E, ...) of planned episodes, float32 whatever JAX's precision setting."""
-    with jax.enable_x64(False):
+    """Trajectories (T, E, ...) of planned episodes, float32 whatever JAX's precision setting, and
+    made on a CPU if JAX has one: an accelerator's rounding would make other data."""
+    with jax.enable_x64(False), jax.default_device(host_device()):
         # One environment for all scenarios, which are data: one compilation a batch size.
         return jax.device_get(_roll_out(PolyCSTR(), scenario_params(scenario), plan))
+
+
+def host_device():
+    """A CPU device of this process; where JAX has none, its first device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def generate_trajectory(

@@ -77,6 +77,7 @@ class Plan(NamedTuple):
 # --- The quadratic programme ---
 
 
+@jax.default_matmul_precision("float32")  # accelerators round products to 10 bits by default
 def solve_qp(stages: Stages, tolerance: float, max_iterations: int = 60):
     """(z (H, n) after each stage, v (H, m), whether it is solved: complementarity, residuals of
     the inequalities and of stationarity below `tolerance`); jittable, vmappable.
@@ -238,6 +239,7 @@ def linearise(z, plan, disturbances, params: EnvParams, rtol: float):
     return jax.lax.scan(interval, z, (plan, disturbances))[1]
 
 
+@jax.default_matmul_precision("float32")
 def make_stages(plan, ends, peaks, slopes, params, limit, damping) -> Stages:
     """The quadratic programme around a plan; `ends`, `peaks`, `slopes` from `linearise`."""
     dtype, horizon = plan.dtype, plan.shape[0]

@@ -369,7 +369,7 @@ def _simulate_jvp(rtol, primals, tangents):
 
     def apply(output, rows):
         products = [
-            jnp.tensordot(row, tangent_leaves[n], axes=jnp.ndim(tangent_leaves[n]))
+            jnp.tensordot(row, tangent_leaves[n], jnp.ndim(tangent_leaves[n]), precision="highest")
             for n, row in zip(moving, rows, strict=True)
         ]
         return sum(products, jnp.zeros_like(output))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from polycstr_jax import evaluate, oracle, viability
+from polycstr_jax import evaluate, oracle, reactor, viability
 from polycstr_jax.controllers import SAFEST
 from polycstr_jax.env import PolyCSTR, scenario_params
 from polycstr_jax.rollout import rollout
@@ -17,6 +17,30 @@ from tests.exact import exact_interval
 
 HORIZON = 24
 FEASIBLE, DOOMED = 5, 40  # hot starts of grade_up
+
+
+# --- Accelerators ---
+
+
+def test_no_product_of_matrices_is_rounded_as_accelerators_do():
+    """They take 10 of 23 bits unless told otherwise: neither plant nor oracle can do with that."""
+    params = scenario_params("startup")
+    with jax.enable_x64(False):
+        state, controls = jnp.asarray(params.start_mean, jnp.float32), jnp.zeros(2)
+        plan = jnp.zeros((2, 2))
+
+        def end(state):
+            control = jnp.asarray(params.initial_control, jnp.float32)
+            return reactor.simulate_interval(state, jnp.float32(1.0), control)[0].sum()
+
+        texts = [
+            jax.jit(oracle.optimise).lower(state, controls, plan, params, 356.0).as_text(),
+            jax.jit(jax.grad(end)).lower(state).as_text(),
+        ]
+    for text in texts:
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products
+        assert all("[HIGHEST, HIGHEST]" in line for line in products)
 
 
 # --- The quadratic programme ---
