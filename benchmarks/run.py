@@ -113,7 +113,7 @@ def software() -> dict[str, Any]:
         commit = ""
     packages = (*DECIDING_PACKAGES, "numpy", "scipy")
     return {
-        "commit": commit or "unknown",
+        "commit": commit or os.environ.get("POLYCSTR_COMMIT", "unknown"),  # a copy without .git
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "hardware": hardware(),
         "date": datetime.now(UTC).date().isoformat(),

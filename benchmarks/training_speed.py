@@ -1,6 +1,7 @@
 """Speed of training and of the correction layer, each against a reference of the same run.
 
     python -m benchmarks.training_speed [--out FOLDER] [--seeds 1 8 64] [--smoke]
+    python -m benchmarks.training_speed --parts training --algorithms iql --out FOLDER
 
 Writes training_speed.json and the tables of it, training_speed.md. What is measured against what,
 and what is counted as FLOP: docs/training_speed.md. All programs of a comparison take turns, so
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,13 +27,14 @@ import tyro
 
 from algos import bc, iql, picnn
 from algos.common import MLP, Algorithm, jitted_over_seeds, load_training_data
-from benchmarks.plan import REPOSITORY
+from benchmarks.plan import REPOSITORY, precision
 from benchmarks.run import software
 from benchmarks.tables import markdown_table
 from polycstr_jax.data import TrainingData, check_writable, write_atomically
 from polycstr_jax.env import ACTION_SIZE, OBS_SIZE
 
 SEEDS, SEEDS_ACCELERATOR = (1, 8, 64), (1_024,)
+UPDATES, UPDATES_ACCELERATOR = 5, 100  # of each seed in one program, at least
 MATMULS, MATMULS_ACCELERATOR = (256, 512, 1_024, 2_048), (2_048, 4_096, 8_192)
 NUM_BATCHED, WIDTHS = 8, (1, 2, 4)  # seeds batched in one way or another; vmapped at a time
 WORTHWHILE = 1.15  # times as fast as vmap
@@ -50,7 +52,7 @@ class Sizes(NamedTuple):
     """How much is measured."""
 
     seconds: float = 2.5  # at least, of training; a 5th of decisions, a 25th of a matrix product
-    updates: int = 320  # of all seeds in one program; at least 5 of each
+    updates: int = 320  # of all seeds in one program; of each at least UPDATES
     batching_updates: int = 100  # of each seed in one program, after which policies are compared
     settings: tuple[tuple[str, Any], ...] = ()  # of every algorithm, in place of the defaults
 
@@ -64,6 +66,10 @@ class Args:
 
     out: Path = Path("results/training_speed")  # folder
     seeds: tuple[int, ...] = ()  # vmapped; if empty 1 8 64, and 1024 where there is an accelerator
+    algorithms: tuple[Literal["bc", "iql", "picnn"], ...] = ("bc", "iql", "picnn")  # trained
+    parts: tuple[Literal["training", "batching", "correction"], ...] = (
+        *("training", "batching", "correction"),  # batching on a CPU only
+    )
     repeats: int = 3  # of each measurement, taking turns; the best is reported
     smoke: bool = False  # tiny sizes, to see that it works
 
@@ -155,7 +161,7 @@ def take_turns(calls: dict, repeats: int, seconds: float, reference: Callable = 
 
 def matmul_peak(seconds: float) -> Callable[[], float]:
     """A function that measures FLOP/s of a float32 matrix product n x n, of the best n, at the
-    precision that training uses, the default."""
+    precision that training uses."""
     matmul = jax.jit(jnp.matmul)
     sizes = MATMULS if jax.default_backend() == "cpu" else MATMULS_ACCELERATOR
     matrices = [jax.random.normal(jax.random.key(n), (n, n), jnp.float32) for n in sizes]
@@ -202,8 +208,11 @@ def training(algorithm: Algorithm, run, data: TrainingData, num_seeds: int, num_
 
 def measure_training(algorithms, data, args: Args, sizes: Sizes) -> tuple[list[dict], list[float]]:
     """A row for each algorithm and number of seeds, and all samples of the peak."""
-    calls, updates = {}, {num: max(5, sizes.updates // num) for num in args.seeds}
+    least = UPDATES if jax.default_backend() == "cpu" else UPDATES_ACCELERATOR
+    calls, updates = {}, {num: max(least, sizes.updates // num) for num in args.seeds}
     for name, algorithm in algorithms.items():
+        if name not in args.algorithms:
+            continue
         run = jitted_over_seeds(algorithm)[1]
         for num in args.seeds:
             calls[name, num] = training(algorithm, run, data, num, updates[num])
@@ -372,41 +381,47 @@ def table(rows: list[dict], formats: dict[str, str] = FORMATS) -> str:
 
 def measure_all(args: Args) -> dict[str, Any]:
     """Everything, as it is written to the JSON."""
-    sizes, batching = SMOKE if args.smoke else Sizes(), []
+    sizes = SMOKE if args.smoke else Sizes()
     data, algorithms = load_training_data("startup", "pi"), make_algorithms(sizes)
-    rich.print(f"training, {' '.join(map(str, args.seeds))} seeds")
-    rows, peaks = measure_training(algorithms, data, args, sizes)
-    if jax.default_backend() == "cpu":
-        rich.print(f"batching of {NUM_BATCHED} seeds")
-        batching = measure_batching(algorithms, data, args, sizes)
-    rich.print("correction layer")
-    return {
+    found = {
         **software(),
+        "precision": precision(),
         "args": {"seeds": args.seeds, "repeats": args.repeats, "smoke": args.smoke},
-        "matmul GFLOP/s": {"best": max(peaks) / 1e9, "median": median(peaks) / 1e9},
-        "training": rows,
-        "batching": batching,
-        "batching updates": sizes.batching_updates,
-        "batching verdict": batching_verdict(batching),
-        "correction": measure_correction(algorithms, data, args, sizes),
     }
+    if "training" in args.parts:
+        rich.print(f"training, {' '.join(map(str, args.seeds))} seeds")
+        found["training"], peaks = measure_training(algorithms, data, args, sizes)
+        found["matmul GFLOP/s"] = {"best": max(peaks) / 1e9, "median": median(peaks) / 1e9}
+    if "batching" in args.parts and jax.default_backend() == "cpu":
+        rich.print(f"batching of {NUM_BATCHED} seeds")
+        found["batching"] = measure_batching(algorithms, data, args, sizes)
+        found["batching updates"] = sizes.batching_updates
+        found["batching verdict"] = batching_verdict(found["batching"])
+    if "correction" in args.parts:
+        rich.print("correction layer")
+        found["correction"] = measure_correction(algorithms, data, args, sizes)
+    return found
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables of what was measured."""
-    versions, peak = found["versions"], found["matmul GFLOP/s"]
+    versions = found["versions"]
     parts = [
         "# Speed of training" + (" (SMOKE TEST)" if found["args"]["smoke"] else ""),
         f"Commit {found['commit']}; jax {versions['jax']}; {found['hardware']}; {found['date']}; "
-        f"best of {found['args']['repeats']}.",
-        f"Peak of a float32 matrix product at the default precision: {peak['best']:,.0f} GFLOP/s, "
-        f"median {peak['median']:,.0f}.",
-        "## Updates",
-        table(found["training"]),
-        "An update of all seeds at once. PICNN: its cost model alone, whose softplus is not "
-        "counted in FLOP but takes time.",
+        f"best of {found['args']['repeats']}; numbers in {found.get('precision', 'float32')}.",
     ]
-    if found["batching"]:
+    if "training" in found:
+        peak = found["matmul GFLOP/s"]
+        parts += [
+            f"Peak of a matrix product in that precision: {peak['best']:,.0f} GFLOP/s, median "
+            f"{peak['median']:,.0f}.",
+            "## Updates",
+            table(found["training"]),
+            "An update of all seeds at once. PICNN: its cost model alone, whose softplus is not "
+            "counted in FLOP but takes time.",
+        ]
+    if found.get("batching"):
         parts += [
             f"## Batching of {NUM_BATCHED} seeds on the CPU",
             table(found["batching"]),
@@ -414,13 +429,14 @@ def markdown(found: dict[str, Any]) -> str:
             f"[-1, 1] after {found['batching updates']} updates, against vmap's; another width "
             f"is worth it above {WORTHWHILE} times vmap. {found['batching verdict']}",
         ]
-    parts += [
-        "## Correction layer",
-        table(found["correction"]),
-        f"Decisions for {NUM_DECISIONS} observations at once, the policy's forward pass included; "
-        "K = 0 is the policy alone. `exact` iterates until it is at the minimum, and all wait for "
-        "the slowest. A step costs a K-th of what K steps add.",
-    ]
+    if "correction" in found:
+        parts += [
+            "## Correction layer",
+            table(found["correction"]),
+            f"Decisions for {NUM_DECISIONS} observations at once, the policy's forward pass "
+            "included; K = 0 is the policy alone. `exact` iterates until it is at the minimum, and "
+            "all wait for the slowest. A step costs a K-th of what K steps add.",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
