@@ -19,6 +19,7 @@ from benchmarks import fisor_tables, marvel_tables, plan, report_data, report_fi
 from benchmarks.comparisons import correction
 from benchmarks.report_data import SUITES, UNREADABLE
 from benchmarks.report_html import escape, figure, figures, note, picker, prose, section, table
+from benchmarks.results import PRESETS, presets_there
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import scenario_params
 
@@ -76,7 +77,7 @@ class Args:
     """Write the report of a results folder."""
 
     results: Path = Path("results")  # folder with <preset>/<suite>
-    preset: str | None = None  # the largest there is if not given
+    preset: str | None = None  # that with the most cells if not given
     out: Path = Path("report.html")  # the page
     force: bool = False  # show results of mixed versions; the page says so
 
@@ -514,12 +515,8 @@ def navigation(sections: list[str]) -> str:
 def choose_preset(args: Args) -> str:
     """The preset to show; `SystemExit` where it is unknown or has no results."""
     if args.preset is not None:
-        tables.check_known("preset", args.preset, tables.PRESETS)
-    there = [
-        preset
-        for preset in tables.PRESETS
-        if any((args.results / preset / suite).is_dir() for suite in SUITES)
-    ]
+        tables.check_known("preset", args.preset, PRESETS)
+    there = presets_there(args.results, tuple(SUITES))
     if not there or (args.preset and args.preset not in there):
         of = f" of preset {args.preset}" if args.preset else ""
         wanted = f" --preset {args.preset}" if args.preset else ""

@@ -26,6 +26,7 @@ REQUIRED = {
 NEVER_EMPTY = ("seed", "num_starts", "score", "violated", "runaway")
 PROVENANCE = ("hash", "config", "commit", "versions", "hardware", "date")
 IN_CONFIG = ("method", "seeds", "evaluation", "source", "versions", "backend")
+PRESETS = ("full", "cpu", "quick", "smoke")  # the largest first
 NAMED = 3  # cells that a message about mixed versions names
 
 
@@ -65,6 +66,14 @@ def read_results(folder: Path, force: bool = False) -> pd.DataFrame:
     found = pd.concat(frames, ignore_index=True)
     found.attrs = {"left_out": left_out, "mixed": mixed}
     return found
+
+
+def presets_there(results: Path, suites: tuple[str, ...]) -> list[str]:
+    """Presets of which one of the suites has results: that with the most cells first, for the
+    larger one may be there in part; of equal ones the larger."""
+    counts = {p: sum(len(cell_paths(results / p / suite)) for suite in suites) for p in PRESETS}
+    there = [p for p in PRESETS if any((results / p / suite).is_dir() for suite in suites)]
+    return sorted(there, key=lambda preset: -counts[preset])
 
 
 def cell_paths(folder: Path) -> list[Path]:

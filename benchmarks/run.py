@@ -324,8 +324,9 @@ def run_cell(cell: Cell, folder: Path, args: Args, devices: list) -> None:
     shutil.rmtree(parts, ignore_errors=True)
     with contextlib.suppress(OSError):  # other cells have theirs in it
         parts.parent.rmdir()
-    # LLVM aborts once a process has mapped too many programs.
-    if trained:
+    # LLVM aborts once a process has mapped too many programs; elsewhere the next scenario's cell
+    # needs no compilation.
+    if trained and jax.default_backend() == "cpu":
         jax.clear_caches()
 
 

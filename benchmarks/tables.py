@@ -29,7 +29,7 @@ import polycstr_jax
 from benchmarks import fisor_tables, marvel_tables, profiles, robustness_tables, seed_tables
 from benchmarks.comparisons import correction, interval_text, verdict
 from benchmarks.plan import REFERENCES
-from benchmarks.results import read_results
+from benchmarks.results import PRESETS, presets_there, read_results
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams
@@ -39,7 +39,6 @@ from polycstr_jax.env import EnvParams
 TOLERANCES = {"excess_over_oracle": 1e-3, "excess_over_unconstrained": 1e-4}
 BEATEN = "A ROW BEATS AN OPTIMUM"
 COST_LIMITS = (0, 2, 5)  # intervals per episode
-PRESETS = ("full", "cpu", "quick", "smoke")  # the largest that is there is shown
 BASELINE = "bc"
 GROUPS = ("nominal", "wide", "hot", "hot_doomed")
 METHOD_ORDER = REFERENCES  # reference rows first
@@ -115,7 +114,7 @@ class Args:
 
     table: tyro.conf.Positional[str] = "leaderboard"  # leaderboard, seeds, picnn, robustness, ...
     results: Path = Path("results")  # folder with <preset>/<table>
-    preset: str | None = None  # the largest there is if not given
+    preset: str | None = None  # that with the most cells if not given
     force: bool = False  # show results of mixed versions; the table says so
     readme: Path | None = None  # also write the leaderboard between this file's markers
     beside: Path | None = None  # also show what only this results folder's leaderboard has, marked
@@ -193,9 +192,9 @@ def method_order(key: tuple[str, ...]):
 
 
 def with_committed(results: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Results, and the cells that only another folder's largest preset has, marked by the column
-    `beside`. `ValueError` where there are none."""
-    there = presets_there(Args("leaderboard", folder))[0]
+    """Results, and the cells that only another folder has, in its preset with the most cells,
+    marked by the column `beside`. `ValueError` where there are none."""
+    there = presets_of(Args("leaderboard", folder))[0]
     others = read_results(folder / there / "leaderboard", force=True)
     cell = ["scenario", "dataset", "method", "variant"]
     own = set(results[cell].itertuples(index=False, name=None))
@@ -760,14 +759,14 @@ def write_all(folder: Path, texts: dict[str, str]) -> None:
         rich.print(f"written: {folder / name}")
 
 
-def check_readme(args: Args, preset: str, largest: str) -> None:
+def check_readme(args: Args, preset: str, fullest: str) -> None:
     """`SystemExit` unless the README's leaderboard can be written from this preset."""
     if args.table != "leaderboard":
         raise SystemExit(f"--readme is of the table leaderboard, not of {args.table}.")
-    if preset == "smoke" or preset != largest:
+    if preset == "smoke" or preset != fullest:
         raise SystemExit(
-            f"--readme shows the largest preset that is there, and no smoke test; {args.results} "
-            f"has {largest}, asked for is {preset}."
+            f"--readme shows the preset with the most cells, and no smoke test; of {args.results} "
+            f"that is {fullest}, asked for is {preset}."
         )
     try:
         between_markers(args.readme.read_text(), args.readme)
@@ -783,14 +782,14 @@ def check_known(what: str, name: str, allowed: tuple[str, ...]) -> None:
         raise SystemExit(f"{what} = {name}; {meant}allowed: {', '.join(allowed)}.")
 
 
-def presets_there(args: Args) -> list[str]:
-    """Presets of which the suite has results, the largest first; `SystemExit` if not that which
-    is asked for."""
+def presets_of(args: Args) -> list[str]:
+    """Presets of which the suite has results, that with the most first; `SystemExit` if not that
+    which is asked for."""
     check_known("table", args.table, TABLES)
     if args.preset is not None:
         check_known("preset", args.preset, PRESETS)
     suite = SUITE_OF.get(args.table, args.table)
-    found = [p for p in PRESETS if (args.results / p / suite).is_dir()]
+    found = presets_there(args.results, (suite,))
     if not found or (args.preset and args.preset not in found):
         of = f" of preset {args.preset}" if args.preset else ""
         wanted = f" --preset {args.preset}" if args.preset else ""
@@ -802,7 +801,7 @@ def presets_there(args: Args) -> list[str]:
 
 
 def main(args: Args) -> None:
-    found = presets_there(args)
+    found = presets_of(args)
     preset = args.preset or found[0]
     if args.readme is not None:
         check_readme(args, preset, found[0])

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from benchmarks import marvel_tables, plan, report, report_data, report_figures, report_html, tables
+from benchmarks.results import PRESETS
 from polycstr_jax import evaluate
 from polycstr_jax.env import EnvParams, scenario_params
 
-PRESET = tables.PRESETS[0]
+PRESET = PRESETS[0]
 SEEDS = 8
 HOSTILE = "<b>x&$y$"  # a method's name, from a file's
 ROWS = {  # method -> data set, gap closed of its seeds
@@ -446,8 +447,8 @@ def test_bad_arguments_are_named(results, tmp_path):
         report.main(report.Args(tmp_path))
     with pytest.raises(SystemExit, match=f"preset = tiny; allowed: {PRESET}, "):
         report.main(report.Args(results, "tiny"))
-    with pytest.raises(SystemExit, match=f"holds no results of preset {tables.PRESETS[1]}"):
-        report.main(report.Args(results, tables.PRESETS[1]))
+    with pytest.raises(SystemExit, match=f"holds no results of preset {PRESETS[1]}"):
+        report.main(report.Args(results, PRESETS[1]))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit, match="cannot be written to"):
         report.main(report.Args(results, out=tmp_path / "file" / "report.html"))

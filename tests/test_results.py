@@ -437,10 +437,18 @@ def test_a_readme_without_markers_is_left_alone(folder, readme):
     assert readme.read_text().startswith(tables.README_END)
 
 
-def test_the_readme_shows_the_largest_preset_and_no_smoke_test(folder, readme):
+def test_the_readme_shows_the_preset_with_the_most_cells_and_no_smoke_test(folder, readme):
     out = folder.parent.parent
     shutil.copytree(folder.parent, out / "smoke")
-    with pytest.raises(SystemExit, match="has cpu, asked for is smoke"):
+    shutil.copytree(folder.parent, out / "full")
+    assert results.presets_there(out, ("leaderboard",)) == ["full", "cpu", "smoke"]
+    (out / "full" / "leaderboard/startup-pi/bc@default.csv").unlink()
+    (out / "full" / "leaderboard/startup-pi/bc@default.json").unlink()
+    assert results.presets_there(out, ("leaderboard",)) == ["cpu", "smoke", "full"]
+    with pytest.raises(SystemExit, match="that is cpu, asked for is full"):
+        tables.main(tables.Args(results=out, preset="full", readme=readme))
+    shutil.rmtree(out / "full")
+    with pytest.raises(SystemExit, match="that is cpu, asked for is smoke"):
         tables.main(tables.Args(results=out, preset="smoke", readme=readme))
     shutil.rmtree(folder.parent)
     with pytest.raises(SystemExit, match="no smoke test"):
@@ -452,7 +460,7 @@ def test_the_readme_shows_the_largest_preset_and_no_smoke_test(folder, readme):
 
 def test_the_committed_readme_shows_the_committed_results():
     arguments = tables.Args(results=ROOT / "results")
-    preset = tables.presets_there(arguments)[0]
+    preset = tables.presets_of(arguments)[0]
     assert preset != "smoke"
     found = results.read_results(arguments.results / preset / "leaderboard", force=True)
     path = ROOT / "README.md"
