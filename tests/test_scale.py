@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from algos import common, iql
+import polycstr_jax
+from algos import common, iql, picnn, sac_lag
 from benchmarks import evaluate, plan, run, scale, worker
 from polycstr_jax import evaluate as evaluate_module
 from tests.made_up import noise
@@ -116,6 +117,26 @@ def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
     assert whole == [".lock", "bc@default.csv", "bc@default.json", "bc@default.npz"]
 
 
+def test_a_training_that_is_killed_goes_on_on_other_devices(alone, tmp_path, monkeypatch):
+    """Kept after every update here, every two minutes otherwise; killed amid a part."""
+    monkeypatch.setenv("POLYCSTR_KEEP_EVERY", "0")
+    training = tmp_path / "cache" / "training"
+    process = start(tmp_path / "out", tmp_path / "cache", "--episodes")
+    while not [p for p in training.glob("*/*") if p.name.isdigit() and int(p.name) > 2]:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out" / f"{CELL}.csv").exists()
+    kept = {p.parent for p in training.glob("*/*") if p.name.isdigit()}
+    assert kept and not {p.stem for p in (tmp_path / "cache/trained").glob("*")} & {
+        p.name for p in kept
+    }
+    finish(start(tmp_path / "out", tmp_path / "cache", "--episodes", devices=2))
+    assert numbers(tmp_path / "out") == numbers(alone[0])
+    assert not [p for p in training.glob("*/*") if p.name.isdigit()]  # of no use any more
+
+
 def cell_of(num_seeds=6):
     preset = plan.SUITES["picnn"].presets["smoke"]._replace(num_seeds=num_seeds)
     return next(c for c in plan.plan_cells(preset, "picnn") if c.name.endswith("/bc@default"))
@@ -162,10 +183,25 @@ def test_the_worst_episodes_are_those_of_the_worst_seeds(tmp_path):
     np.testing.assert_array_equal(found["channels"][1], seen[0, :, 1].T)
 
 
-def test_a_training_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
-    algorithm = iql.make_train(iql.Config(hidden=(8,), batch_size=16, num_updates=10))
+def small_algorithm(name):
+    """A policy, a layer around it, or what trains in the environment; 10 updates each."""
+    small = {"hidden": (8,), "batch_size": 16, "num_updates": 10}
+    if name == "sac_lag":
+        env, params = polycstr_jax.make("startup", max_steps_in_episode=5)
+        small |= {"gradient_steps": 2, "num_episodes": 1, "capacity": 50}
+        return sac_lag.make_train(sac_lag.Config(**small), env, params)
+    policy = iql.make_train(iql.Config(**small))
+    return picnn.make_train(picnn.Config(**small, base="iql"), base=policy) if name else policy
+
+
+@pytest.mark.parametrize("name", ["", "picnn", "sac_lag"], ids=["iql", "layer", "online"])
+def test_a_training_that_is_interrupted_goes_on_where_it_was(name, tmp_path, monkeypatch):
+    algorithm = small_algorithm(name)
     keys = jax.vmap(jax.random.key)(np.arange(4))
     batches = [common.Batch(keys[:2], noise()), common.Batch(keys[2:], noise())]
+    if algorithm.base is not None:
+        init = jax.vmap(algorithm.base.init, (0, None))
+        batches = [b._replace(base_states=init(b.rngs, b.data)) for b in batches]
     whole, _ = common.train_batches(algorithm, batches, 10, 5)
     keep, calls = common.checkpoints.keep_training, []
     folders = [tmp_path / "a", tmp_path / "b"]
