@@ -57,7 +57,8 @@ def test_the_json_holds_the_promised_figures(smoke):
     for name in ("work_precision", "lane_counts", "stragglers", "rosenbrock", "closed_loop"):
         assert found[name], name
     answers = {row["what"]: row for row in found["answers"]["rows"]}
-    assert answers["viability"]["states_per_second"] > 10_000.0
+    assert answers["viability"]["states_per_second"] > 0.0
+    assert answers["viability"]["ratio"] > 1.0  # of a plain vmap, in the same run
     assert answers["oracle, grade_down"]["seconds_each"] > 0.0
     assert answers["oracle, grade_down"]["iterations"] > 1.0
     by_case = {row["case"]: row for row in found["closed_loop"]}
