@@ -23,7 +23,7 @@ import tyro
 from algos import checkpoints
 from benchmarks import conditions, training_sets
 from benchmarks.plan import CACHE, EVALUATION_KEY, Cell
-from benchmarks.run import refusal
+from benchmarks.results import check_known
 from benchmarks.tables import print_table
 from benchmarks.worker import ENV, see_doom, to_rows
 from polycstr_jax import evaluate
@@ -105,8 +105,7 @@ def play(algorithm, states, cell: Cell, condition) -> list[dict]:
 
 def main(args: Args) -> None:
     for name in args.conditions:
-        if name not in CONDITIONS:
-            raise SystemExit(refusal("conditions", name, list(CONDITIONS)))
+        check_known("conditions", name, list(CONDITIONS))
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
     algorithm, states, made = load(args.params)
     cell = Cell(made["scenario"], made["dataset"], made["algorithm"], args.params.stem, {})

@@ -19,7 +19,7 @@ from benchmarks import fisor_tables, marvel_tables, plan, report_data, report_fi
 from benchmarks.comparisons import correction
 from benchmarks.report_data import SUITES, UNREADABLE
 from benchmarks.report_html import escape, figure, figures, note, picker, prose, section, table
-from benchmarks.results import PRESETS, presets_there
+from benchmarks.results import PRESETS, check_known, presets_there
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import scenario_params
 
@@ -515,7 +515,7 @@ def navigation(sections: list[str]) -> str:
 def choose_preset(args: Args) -> str:
     """The preset to show; `SystemExit` where it is unknown or has no results."""
     if args.preset is not None:
-        tables.check_known("preset", args.preset, PRESETS)
+        check_known("preset", args.preset, PRESETS)
     there = presets_there(args.results, tuple(SUITES))
     if not there or (args.preset and args.preset not in there):
         of = f" of preset {args.preset}" if args.preset else ""

@@ -5,6 +5,7 @@ stderr, with the command that makes it again, and left out. Cells of different c
 backends are refused, unless forced: then tables say so.
 """
 
+import difflib
 import functools
 import hashlib
 import io
@@ -66,6 +67,14 @@ def read_results(folder: Path, force: bool = False) -> pd.DataFrame:
     found = pd.concat(frames, ignore_index=True)
     found.attrs = {"left_out": left_out, "mixed": mixed}
     return found
+
+
+def check_known(argument: str, name: str, allowed) -> None:
+    """`SystemExit` with what is allowed, and which of it is like the name, if it is none of it."""
+    if name not in allowed:
+        near = difflib.get_close_matches(name, allowed, 3, 0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SystemExit(f"{argument} = {name}; allowed: {', '.join(allowed)}.{hint}")
 
 
 def presets_there(results: Path, suites: tuple[str, ...]) -> list[str]:

@@ -27,7 +27,6 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import fcntl
 import functools
@@ -52,7 +51,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from algos import checkpoints
 from benchmarks import worker
 from benchmarks.plan import CACHE, DECIDING_PACKAGES, METHODS, REPOSITORY, SUITES, Cell, plan_cells
-from benchmarks.results import read_cell, read_description
+from benchmarks.results import check_known, read_cell, read_description
 from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, to_rows
 from polycstr_jax import data
 from polycstr_jax.data import check_writable, write_atomically
@@ -253,23 +252,14 @@ def select(cells: list[Cell], only: tuple[str, ...], scenarios: tuple[str, ...] 
         if name not in (*methods, *variants):
             method = name.partition("@")[0]
             own = [v for v in variants if v.startswith(f"{method}@")]
-            raise SystemExit(refusal("only", name, own if "@" in name and own else methods))
+            check_known("only", name, own if "@" in name and own else methods)
     for name in scenarios:
-        there = list(dict.fromkeys(cell.scenario for cell in cells))
-        if name not in there:
-            raise SystemExit(refusal("scenarios", name, there))
+        check_known("scenarios", name, list(dict.fromkeys(cell.scenario for cell in cells)))
     return [
         cell
         for cell, names in zip(cells, named, strict=True)
         if (not only or {*names} & {*only}) and (not scenarios or cell.scenario in scenarios)
     ]
-
-
-def refusal(argument: str, name: str, allowed: list[str]) -> str:
-    """What is said of an unknown name."""
-    near = difflib.get_close_matches(name, allowed, 3, 0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{argument} = {name}; allowed: {', '.join(allowed)}.{hint}"
 
 
 @contextlib.contextmanager

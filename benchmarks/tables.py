@@ -16,7 +16,6 @@ mixed versions are refused without `--force`. Where a row beats an optimum of
 """
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ import polycstr_jax
 from benchmarks import fisor_tables, marvel_tables, profiles, robustness_tables, seed_tables
 from benchmarks.comparisons import correction, interval_text, verdict
 from benchmarks.plan import REFERENCES
-from benchmarks.results import PRESETS, presets_there, read_results
+from benchmarks.results import PRESETS, check_known, presets_there, read_results
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams
@@ -772,14 +771,6 @@ def check_readme(args: Args, preset: str, fullest: str) -> None:
         between_markers(args.readme.read_text(), args.readme)
     except (OSError, ValueError) as error:
         raise SystemExit(f"readme: {error}") from error
-
-
-def check_known(what: str, name: str, allowed: tuple[str, ...]) -> None:
-    """`SystemExit` with the closest of the allowed names, if it is none of them."""
-    if name not in allowed:
-        close = difflib.get_close_matches(name, allowed, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise SystemExit(f"{what} = {name}; {meant}allowed: {', '.join(allowed)}.")
 
 
 def presets_of(args: Args) -> list[str]:
