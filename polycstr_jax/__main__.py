@@ -446,7 +446,7 @@ def draw(args: Simulate, trajectory: Trajectory, params) -> None:
         axis.plot(hours, series, color="#1f5fa8", linewidth=0.9, alpha=0.7)
         for name, level in levels.items():
             axis.axhline(level, color="#b3261e", linestyle="--", linewidth=0.9)
-            axis.annotate(name, (hours[-1], level), ha="right", va="bottom", color="#b3261e")
+            axis.annotate(name, (hours[-1], level), ha="right", va="top", color="#b3261e")
         axis.set_ylabel(label)
     axes[-1].set_xlabel("time, h")
     axes[0].set_title(f"{args.scenario}, {args.controller}: {args.num_starts} {args.starts} starts")
@@ -498,7 +498,7 @@ def check_suffix(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
 
 def table(columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
     """Rows as a table; `columns` are keys and headings."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in columns.values():
         made.add_column(heading, overflow="fold")
     for row in rows:
@@ -514,7 +514,9 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return " to ".join(f"{x:g}" for x in value)
-    return f"{value:.2f}".removesuffix(".00") if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1e3 else f"{value:.2f}".removesuffix(".00")
 
 
 def plain(tree: Any) -> Any:

@@ -382,7 +382,7 @@ def from_hdf5(path: str | Path) -> Dataset:
     try:
         _check_columns(columns, HDF5_NAMES)
     except ValueError as error:
-        raise ValueError(f"path = {str(path)!r}: {error} Or {again}.") from error
+        raise ValueError(f"path = {str(path)!r}: {error} To mend it, {again}.") from error
     dataset = Dataset(**columns)
     found = data.sha256(dataset)
     if written != found:
