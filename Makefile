@@ -75,7 +75,8 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	$(BIN)/python -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" $(PIP_INSTALL) dist/*.whl; \
 	cd "$$folder"; \
-	venv/bin/python -I -c 'from polycstr_jax import controllers, data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); evaluate.references("startup", "hot"); controllers.tuned_pi("all"); print(evaluate.starts("startup", "hot").state.shape)'
+	venv/bin/python -I -c 'from polycstr_jax import controllers, data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); evaluate.references("startup", "hot"); controllers.tuned_pi("all"); print(evaluate.starts("startup", "hot").state.shape)'; \
+	venv/bin/python -I -m polycstr_jax info
 
 clean: ## remove the virtual environments, builds and caches (not results/)
 	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
