@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 STAMP := $(VENV)/.installed
 
+DOCS := .ci/docs.txt
+STAMP_DOCS := $(VENV)/.docs
+
 PEERS := .ci/peers.txt
 VENV_PEERS := .venv-peers
 STAMP_PEERS := $(VENV_PEERS)/.installed
@@ -21,7 +24,7 @@ FSRL := .ci/fsrl.txt
 VENV_FSRL := .venv-fsrl
 STAMP_FSRL := $(VENV_FSRL)/.installed
 
-.PHONY: help leaderboard report peers fsrl test lint format smoke wheel clean
+.PHONY: help leaderboard report peers fsrl test lint format smoke docs wheel clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
@@ -67,6 +70,12 @@ smoke: $(STAMP) ## run the whole benchmark at its smallest size, in a temporary 
 	$(BIN)/python -m benchmarks.tables marvel --results "$$folder"; \
 	$(BIN)/python -m benchmarks.report --results "$$folder" --out "$$folder/report.html"
 
+docs: $(STAMP_DOCS) ## build the documentation in site/, and execute its quickstart
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; set -ex; \
+	$(BIN)/jupyter nbconvert --log-level WARN --ExecutePreprocessor.startup_timeout=300 \
+		--to notebook --execute --output-dir "$$folder" docs/*.ipynb
+
 wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build
 	rm -rf dist
@@ -79,7 +88,7 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	venv/bin/python -I -m polycstr_jax info
 
 clean: ## remove the virtual environments, builds and caches (not results/)
-	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) dist build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -93,6 +102,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "making $(VENV) and installing the package into it: a minute or two"
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+$(STAMP_DOCS): $(STAMP) $(DOCS)
+	@echo "adding what makes the documentation to $(VENV)"
+	$(BIN)/python $(PIP_INSTALL) -c $(DOCS) -e ".[docs]"
 	@touch $@
 
 $(STAMP_PEERS): $(PEERS) | $(STAMP)
