@@ -19,12 +19,14 @@ work together: docs/scale.md.
 """
 
 import sys
+import time
 
 from benchmarks import scale
 
 if __name__ == "__main__":
     scale.prepare(sys.argv[1:])
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -44,8 +46,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pandas as pd
-import rich
 import tyro
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from algos import checkpoints
@@ -61,14 +63,23 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the bands of trajectories
 
 @dataclasses.dataclass
 class Args:
-    """Run the benchmark; finished cells are skipped."""
+    """Run the benchmark; what is finished is skipped, what was interrupted goes on.
 
+    A cell is one method on one scenario and data set; it is written as a .csv with a .json beside
+    it. Exit codes: 0, all that was asked for is there; 1, it is not, and stderr says why; 2, an
+    argument is wrong. Then: python -m benchmarks.tables, python -m benchmarks.report.
+    """
+
+    # smoke: CI, the numbers mean nothing; quick: 2 seeds; cpu: 8 to 16, as committed; full: 1,000.
     preset: Literal["smoke", "quick", "cpu", "full"] = "quick"
+    # All methods; on changed plants; the tables of arXiv 2507.22640, 2401.10700 and 2412.04426.
     suite: Literal["leaderboard", "robustness", "picnn", "fisor", "marvel"] = "leaderboard"
     out: Path = Path("results")  # results folder
-    only: tuple[str, ...] = ()  # METHOD or METHOD@VARIANT to run; all if empty
-    scenarios: tuple[str, ...] = ()  # all of the preset if empty
+    only: tuple[str, ...] = ()  # METHOD or METHOD@VARIANT, as iql or bc+@one-step; all if empty
+    scenarios: tuple[str, ...] = ()  # startup, grade_down, grade_up; all of the preset if empty
     seeds: int | None = None  # of every cell, in place of the preset's
+    dry_run: bool = False  # say what there is to run, and run nothing
+    json: bool = False  # print the cells and what became of them as JSON, and nothing else
     force: bool = False  # run finished cells again; policies trained before are kept
     repair: bool = False  # run damaged cells again
     episodes: bool = False  # also write per-episode arrays, <cell>.npz
@@ -346,17 +357,25 @@ def main(args: Args) -> None:
         for cell in cells:
             check_writable((folder / cell.name).parent)
         with locked(args.out) if scale.is_first() else contextlib.nullcontext():
-            run_cells(cells, folder, args, devices)
+            became = run_cells(cells, folder, args, devices)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = " Make room and run it again: what is finished is kept." if full else ""
         raise SystemExit(f"out = {args.out}: {error}.{remedy}") from error
-    if scale.is_first():
-        rich.print(f"results: {folder}")
+    if scale.is_first() and args.json:
+        found = [{"cell": c.name, "hash": c.hash, "became": became[c.name]} for c in cells]
+        print(json.dumps({"results": str(folder), "cells": found}, indent=1))
+    elif scale.is_first():
+        for name in (name for name, what in became.items() if what == "to do"):
+            print(name)
+        counts = collections.Counter(became.values())
+        said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+        print(f"results: {folder} ({said})")
 
 
-def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> None:
-    """All cells that are not finished, under a progress bar."""
+def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dict[str, str]:
+    """All cells that are not finished, under a progress bar, or a line each in a pipe; what became
+    of each, by name: made, there, damaged, or with `dry_run` to do."""
     found = [condition_of(folder, cell) for cell in cells]
     wanted = ("absent", "damaged") if args.repair or args.force else ("absent",)
     to_do = scale.agreed(
@@ -376,14 +395,28 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> Non
                 "again.",
                 file=sys.stderr,
             )
+    became = {
+        cell.name: "to do" if again else "damaged" if condition == "damaged" else "there"
+        for cell, condition, again in zip(cells, found, to_do, strict=True)
+    }
+    if args.dry_run:
+        return became
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not scale.is_first()) as progress:
+    console = Console(stderr=True)
+    shown = scale.is_first() and console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown) as progress:
         task = progress.add_task(args.preset, total=len(cells))
-        for cell, again in zip(cells, to_do, strict=True):
+        for i, (cell, again) in enumerate(zip(cells, to_do, strict=True)):
             progress.update(task, description=f"{args.preset} {cell.name}")
             if again:
+                started = time.perf_counter()
                 run_cell(cell, folder, args, devices)
+                became[cell.name] = "made"
+                if scale.is_first() and not shown:
+                    seconds = time.perf_counter() - started
+                    print(f"{i + 1}/{len(cells)} {cell.name}: {seconds:.0f} s", file=sys.stderr)
             progress.advance(task)
+    return became
 
 
 if __name__ == "__main__":

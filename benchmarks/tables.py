@@ -15,7 +15,10 @@ mixed versions are refused without `--force`. Where a row beats an optimum of
 `polycstr_jax/oracle.npz`, the tables say so and the exit status is 1.
 """
 
+import contextlib
 import dataclasses
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +112,20 @@ SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of it
 
 @dataclasses.dataclass
 class Args:
-    """Print and write the leaderboard, or the tables of a paper."""
+    """Print and write the leaderboard, or the tables of a paper, from what benchmarks.run wrote.
 
-    table: tyro.conf.Positional[str] = "leaderboard"  # leaderboard, seeds, picnn, robustness, ...
+    Same results, same bytes. Exit codes: 0, written; 1, not, and stderr says why: no results,
+    mixed versions, an optimum that was beaten; 2, an argument is wrong.
+    """
+
+    # leaderboard, seeds, picnn, robustness, fisor or marvel
+    table: tyro.conf.Positional[str] = "leaderboard"
     results: Path = Path("results")  # folder with <preset>/<table>
     preset: str | None = None  # that with the most cells if not given
     force: bool = False  # show results of mixed versions; the table says so
     readme: Path | None = None  # also write the leaderboard between this file's markers
     beside: Path | None = None  # also show what only this results folder's leaderboard has, marked
+    json: bool = False  # print the rows that the .csv holds as JSON, and nothing else
 
 
 def summarise(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, object]:
@@ -813,11 +822,19 @@ def main(args: Args) -> None:
         "fisor": write_fisor,
         "marvel": write_marvel,
     }
-    writers[args.table](results, folder, preset)
+    # What is for people goes to stderr if what is for machines is asked for.
+    said = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+    with said:
+        writers[args.table](results, folder, preset)
     if beats_an_optimum(results):
         raise SystemExit(f"{BEATEN}: see the columns excess_over of the .csv files.")
     if args.readme is not None:
-        write_readme(args.readme, results, preset)
+        with said:
+            write_readme(args.readme, results, preset)
+    if args.json:
+        rows = pd.read_csv(folder / f"{args.table}.csv").to_json(orient="records")
+        about = {"table": args.table, "preset": preset, **results.attrs}
+        print(json.dumps(about | {"rows": json.loads(rows)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -430,6 +430,17 @@ def test_what_only_the_committed_results_have_is_shown_and_marked(folder, tmp_pa
         tables.main(tables.Args("seeds", tmp_path / "local", beside=folder.parent.parent))
 
 
+@pytest.mark.usefixtures("few_resamples")
+def test_tables_for_machines_are_the_rows_of_the_csv(folder, capsys):
+    tables.main(tables.Args(results=folder.parent.parent, json=True))
+    said = json.loads(capsys.readouterr().out)  # nothing else is there
+    table = pd.read_csv(folder.parent / "leaderboard.csv")
+    assert (said["table"], said["preset"], said["mixed"]) == ("leaderboard", "cpu", [])
+    assert [row["method"] for row in said["rows"]] == list(table.method)
+    found = np.array([row["gap closed"] for row in said["rows"]], float)  # null where not known
+    np.testing.assert_allclose(found, table["gap closed"])
+
+
 def test_a_readme_without_markers_is_left_alone(folder, readme):
     readme.write_text(f"{tables.README_END}\n{tables.README_BEGIN}\n")
     with pytest.raises(SystemExit, match="these two lines once each"):
@@ -474,9 +485,7 @@ def test_the_committed_readme_shows_the_committed_results():
 def test_names_that_are_misspelt_are_guessed(folder):
     with pytest.raises(SystemExit, match=r"preset = ful; allowed: full, cpu.* Did you mean full\?"):
         tables.main(tables.Args(results=folder.parent.parent, preset="ful"))
-    with pytest.raises(
-        SystemExit, match=r"table = leaderbord; .* Did you mean leaderboard\?"
-    ):
+    with pytest.raises(SystemExit, match=r"table = leaderbord; .* Did you mean leaderboard\?"):
         tables.main(tables.Args("leaderbord"))
     with pytest.raises(SystemExit, match=r"table = x; allowed: leaderboard, seeds"):
         tables.main(tables.Args("x"))

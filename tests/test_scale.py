@@ -311,6 +311,24 @@ def test_what_is_asked_for_later_is_made_later_and_what_is_old_goes(tmp_path):
     assert path.exists() and not shown.exists()  # of the table that was replaced
 
 
+def test_what_a_run_would_do_and_did_is_said_to_people_and_machines(tmp_path, capsys):
+    arguments = {"out": tmp_path, "only": ("zero", "step"), "scenarios": ("startup",)}
+    run.main(run.Args("smoke", "picnn", dry_run=True, **arguments))
+    said = capsys.readouterr().out
+    assert said.split("\n")[:2] == ["startup-pi/step@default", "startup-pi/zero@default"]
+    assert "(2 to do)" in said and not list(tmp_path.rglob("*.csv"))
+    run.main(run.Args("smoke", "picnn", **(arguments | {"only": ("zero",)})))
+    said = capsys.readouterr()
+    assert "1/1 startup-pi/zero@default: " in said.err  # no bar in a pipe
+    run.main(run.Args("smoke", "picnn", json=True, **arguments))
+    said = json.loads(capsys.readouterr().out)
+    assert said["results"] == str(tmp_path / "smoke/picnn")
+    became = {cell["cell"]: cell["became"] for cell in said["cells"]}
+    assert became == {"startup-pi/step@default": "made", "startup-pi/zero@default": "there"}
+    info = json.loads((tmp_path / "smoke/picnn/startup-pi/step@default.json").read_text())
+    assert info["hash"] == said["cells"][0]["hash"]
+
+
 def test_a_full_disc_leaves_nothing_half_written(tmp_path):
     import resource
 
