@@ -220,7 +220,7 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
         "constants": constants_hash(suite),
         "source": source_hash(),
         "versions": {name: version(name) for name in DECIDING_PACKAGES},
-        "backend": jax.default_backend(),
+        "backend": backend(),
         "threads": cpu_threads(),
         "evaluation": [under, find_doomed, EVALUATION_KEY],
         "precision": precision(),
@@ -276,11 +276,17 @@ def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:
     return cells
 
 
-def cpu_threads(backend: str | None = None) -> int | None:
+def cpu_threads(of: str | None = None) -> int | None:
     """Threads of XLA's pool, on which the order of sums depends; None on an accelerator."""
-    if (backend or jax.default_backend()) != "cpu":
+    if (of or jax.default_backend()) != "cpu":
         return None
     return max(int(os.environ["NPROC"]), jax.local_device_count(backend="cpu"))
+
+
+def backend() -> str:
+    """cpu, or the kind of accelerator: others round otherwise."""
+    kind = jax.default_backend()
+    return kind if kind == "cpu" else f"{kind} {jax.local_devices()[0].device_kind}"
 
 
 def number_format() -> str:
@@ -291,7 +297,7 @@ def number_format() -> str:
 def precision() -> str:
     """Of numbers and, on an accelerator that is told so, of products of matrices."""
     products = jax.config.jax_default_matmul_precision or "default"
-    if jax.default_backend() == "cpu" or products == "float32":
+    if jax.default_backend() == "cpu" or products in ("float32", "highest"):
         return number_format()
     return f"{number_format()} with {products} products"
 

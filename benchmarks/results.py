@@ -78,11 +78,11 @@ def check_known(argument: str, name: str, allowed) -> None:
 
 
 def presets_there(results: Path, suites: tuple[str, ...]) -> list[str]:
-    """Presets of which one of the suites has results: that with the most cells first, for the
-    larger one may be there in part; of equal ones the larger."""
+    """Presets of which one of the suites has cells: that with the most first, for the larger one
+    may be there in part; of equal ones the larger; a smoke test last, whatever it has."""
     counts = {p: sum(len(cell_paths(results / p / suite)) for suite in suites) for p in PRESETS}
-    there = [p for p in PRESETS if any((results / p / suite).is_dir() for suite in suites)]
-    return sorted(there, key=lambda preset: -counts[preset])
+    there = [preset for preset in PRESETS if counts[preset]]
+    return sorted(there, key=lambda preset: (preset == "smoke", -counts[preset]))
 
 
 def cell_paths(folder: Path) -> list[Path]:
@@ -221,9 +221,12 @@ def versions_of(info: dict[str, Any]) -> dict[str, str]:
     config = info["config"]
     found = {"shared code": config["source"], **config["versions"]}
     found |= {name: config[name] for name in ("constants",) if name in config}
+    if "precision" in config:
+        found["precision"] = config["precision"].partition(" with ")[0]
     if "algorithm_source" in config:
-        # What is not trained runs on a CPU everywhere.
-        found |= {name: config[name] for name in ("backend", "precision") if name in config}
+        # What is not trained runs on a CPU everywhere, and has no products of matrices.
+        found["backend"] = config["backend"]
+        found["products of matrices"] = config.get("precision", "").partition(" with ")[2] or "float32"
         # A layer's or fine-tuner's files are its own and those of the policy that it begins with.
         base = config["config"].get("base")
         around = f" around {base}" if base else ""

@@ -47,7 +47,6 @@ import jax
 import numpy as np
 import pandas as pd
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from algos import checkpoints
@@ -66,8 +65,8 @@ class Args:
     """Run the benchmark; what is finished is skipped, what was interrupted goes on.
 
     A cell is one method on one scenario and data set; it is written as a .csv with a .json beside
-    it. Exit codes: 0, all that was asked for is there; 1, it is not, and stderr says why; 2, an
-    argument is wrong. Then: python -m benchmarks.tables, python -m benchmarks.report.
+    it. Exit codes: 0, all that was asked for is there, or said with --dry-run; 1 or 2, it is not,
+    and stderr says why. Then: python -m benchmarks.tables, python -m benchmarks.report.
     """
 
     # smoke: CI, the numbers mean nothing; quick: 2 seeds; cpu: 8 to 16, as committed; full: 1,000.
@@ -101,12 +100,12 @@ def provenance(cell: Cell, wall_time: dict[str, float], table: bytes) -> dict[st
         "config": cell.config,
         "data_returns": data_returns(cell.scenario),
         "wall_time_s": {name: round(seconds, 2) for name, seconds in wall_time.items()},
-        **software(),
+        **software(None if cell.method in METHODS else data.host_device()),
     }
 
 
-def software() -> dict[str, Any]:
-    """Commit, versions, hardware and date."""
+def software(device=None) -> dict[str, Any]:
+    """Commit, versions, hardware and date; of JAX's first device if `device` is None."""
 
     def git(*words):
         done = subprocess.run(
@@ -123,9 +122,10 @@ def software() -> dict[str, Any]:
         commit = ""
     packages = (*DECIDING_PACKAGES, "numpy", "scipy")
     return {
-        "commit": commit or os.environ.get("POLYCSTR_COMMIT", "unknown"),  # a copy without .git
+        # For a copy of the files on a machine without the clone that they are from.
+        "commit": os.environ.get("POLYCSTR_COMMIT") or commit or "unknown",
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
-        "hardware": hardware(),
+        "hardware": hardware(device or jax.devices()[0]),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -138,16 +138,16 @@ def data_returns(scenario: str) -> list[float]:
     return [float(returns.min()), float(returns.max())]
 
 
-def hardware() -> str:
+def hardware(device) -> str:
     """Model of the device and number of CPU cores."""
-    device = jax.devices()[0]
     model = device.device_kind
     if device.platform == "cpu":
         model = platform.processor() or platform.machine()
         if os.path.exists("/proc/cpuinfo"):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             model = next((x.split(":")[1].strip() for x in lines if "model name" in x), model)
-    return f"{model}, {os.cpu_count()} CPU cores, {jax.local_device_count()} JAX device(s)"
+    count = jax.local_device_count(backend=device.platform)
+    return f"{model}, {os.cpu_count()} CPU cores, {count} JAX device(s)"
 
 
 # --- Files ---
@@ -353,11 +353,14 @@ def main(args: Args) -> None:
     devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite
     cells = planned(args)
+    writes = scale.is_first() and not args.dry_run
     try:
-        for cell in cells:
+        for cell in () if args.dry_run else cells:
             check_writable((folder / cell.name).parent)
-        with locked(args.out) if scale.is_first() else contextlib.nullcontext():
-            became = run_cells(cells, folder, args, devices)
+        # Bars, those of the algorithms too, are for people: stdout has what became of the cells.
+        with locked(args.out) if writes else contextlib.nullcontext():
+            with contextlib.redirect_stdout(sys.stderr):
+                became = run_cells(cells, folder, args, devices)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = " Make room and run it again: what is finished is kept." if full else ""
@@ -371,6 +374,8 @@ def main(args: Args) -> None:
         counts = collections.Counter(became.values())
         said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         print(f"results: {folder} ({said})")
+    if "damaged" in became.values():
+        raise SystemExit(1)
 
 
 def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dict[str, str]:
@@ -402,9 +407,8 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dic
     if args.dry_run:
         return became
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    shown = scale.is_first() and console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown) as progress:
+    shown = scale.is_first() and rich.get_console().is_terminal
+    with Progress(*columns, TimeRemainingColumn(), disable=not shown) as progress:
         task = progress.add_task(args.preset, total=len(cells))
         for i, (cell, again) in enumerate(zip(cells, to_do, strict=True)):
             progress.update(task, description=f"{args.preset} {cell.name}")
