@@ -5,8 +5,10 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -62,6 +64,20 @@ RANDOM = {"fisor", "fisor gaussian"}
 NUMPY = sorted(CASES.keys() - NO_NUMPY)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single_precision():
+    """Policies are trained in float32, whatever JAX_ENABLE_X64 says."""
+    with jax.enable_x64(False):
+        yield
+
+
+def some_data():
+    """Transitions without meaning, in float32."""
+    return jax.tree.map(
+        lambda x: np.asarray(x, np.float32 if x.dtype == np.float64 else x.dtype), noise()
+    )
+
+
 def algorithm_of(name, **changes):
     """A small one; of a layer, around a small BC or CPQ."""
     module = importlib.import_module(f"algos.{name}")
@@ -78,7 +94,7 @@ def algorithm_of(name, **changes):
 def some_state(algorithm, seed=0):
     """As initialised, with noise on every parameter: no bias is 0, no average is its original."""
     base = () if algorithm.base is None else (some_state(algorithm.base, seed),)
-    state = algorithm.init(jax.random.key(seed), noise(), *base)
+    state = algorithm.init(jax.random.key(seed), some_data(), *base)
     fixed = ("opt_state", "normaliser", "base", "replay")
     kept = {name: getattr(state, name) for name in state._fields if name in fixed}
     leaves, form = jax.tree.flatten(state._replace(**dict.fromkeys(kept, ())))
@@ -294,6 +310,20 @@ print(json.dumps(actions))
 """
     for name, actions in run_outside(code, OURS, tmp_path).items():
         np.testing.assert_allclose(actions, original(name, observations(8)), atol=2e-5)
+
+
+def test_the_page_says_how_to_call_both_forms(exported, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/export.md").read_text()
+    in_jax, in_numpy = (part.split("```")[0] for part in text.split("```python\n")[1:])
+    shutil.copytree(exported("bc"), tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "exported")
+    monkeypatch.delitem(sys.modules, "policy", raising=False)
+    for block in (in_jax, in_numpy):
+        names = {"obs": observations(8)}
+        exec(block, names)
+        np.testing.assert_allclose(names["action"], original("bc", observations(8)), atol=2e-5)
+    monkeypatch.delitem(sys.modules, "policy")
 
 
 # --- From a checkpoint, by the command line ---
