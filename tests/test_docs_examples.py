@@ -202,6 +202,7 @@ def clone(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "POLYCSTR_CACHE": str(folder / "cache"),
         "JAX_ENABLE_X64": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as `quick_to_compile`
         "COLUMNS": "100",
     }
 
