@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as orbax
 
+import polycstr_jax
 from polycstr_jax.data import TrainingData
 
 TOLERANCE = 1e-3  # of scales, in their standard deviations
@@ -76,10 +77,7 @@ def load(path: Path, data: TrainingData, /, acting: bool = False, **made_by) -> 
             path,
             "one that was made as it is asked for",
         )
-        base = None
-        if "base_config" in found:
-            base = made_again(path, found["config"]["base"], found["base_config"])
-        algorithm = made_again(path, made_by["algorithm"], found["config"], base)
+        algorithm = made_again(path, {**found, "algorithm": made_by["algorithm"]})
         expected = form_of(algorithm, data, made_by["num_seeds"], acting)
         if acting:
             expected = without_what_ends(expected)
@@ -173,17 +171,28 @@ def form_of(algorithm, data: TrainingData, num_seeds: int, acting: bool):
     return jax.eval_shape(jax.vmap(algorithm.init, in_axes=(0, None, 0)), keys, data, base)
 
 
-def made_again(path: Path, name: str, settings: dict[str, Any], base=None):
-    """The algorithm with settings as they were saved, around `base` if it is a layer; `ValueError`
-    naming those that it has not, or that were not saved: they are of another version of it."""
-    module = importlib.import_module(f"algos.{name}")
-    other = settings.keys() ^ {field.name for field in dataclasses.fields(module.Config)}
-    refuse(sorted(other), path, f"settings of this version of algos/{name}.py")
-    layer = {} if base is None else {"base": base}
-    try:
-        return module.make_train(rebuilt(module.Config, settings), **layer)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+def made_again(path: Path, made: dict[str, Any]):
+    """The algorithm with its settings as they were saved (`described`), in its scenario's
+    environment, around its base if it is a layer; `ValueError` naming the settings that it has not,
+    or that were not saved: they are of another version of it."""
+    env, params = polycstr_jax.make(made.get("scenario", "startup"))
+
+    def again(name: str, settings: dict[str, Any], **layer):
+        try:
+            module = importlib.import_module(f"algos.{name}")
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{path} is of {name}; there is no algos/{name}.py.") from error
+        other = settings.keys() ^ {field.name for field in dataclasses.fields(module.Config)}
+        refuse(sorted(other), path, f"settings of this version of algos/{name}.py")
+        try:
+            return module.make_train(rebuilt(module.Config, settings), env, params, **layer)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    layer = {}
+    if "base_config" in made:
+        layer["base"] = again(made["config"]["base"], made["base_config"])
+    return again(made["algorithm"], made["config"], **layer)
 
 
 def rebuilt(kind: type, settings: dict[str, Any]):

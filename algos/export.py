@@ -19,7 +19,7 @@ algorithm has which form.
 
 import dataclasses
 import hashlib
-import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -88,7 +88,7 @@ def read(checkpoint: Path, seed: int) -> tuple[Algorithm, Any, dict[str, Any]]:
         raise ValueError(
             f"seed = {seed}; allowed: {found[0]} to {found[-1]}, those of {part}{more}."
         )
-    algorithm = of_settings(part, made)
+    algorithm = checkpoints.made_again(part, made)
     acting = not jax.tree.leaves(made["tree"]["opt_state"])
     form = checkpoints.form_of(algorithm, any_data(), made["num_seeds"], acting)
     form = checkpoints.without_what_ends(form) if acting else form
@@ -101,29 +101,6 @@ def read(checkpoint: Path, seed: int) -> tuple[Algorithm, Any, dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoint = {part} is not whole: {error}") from error
     return algorithm, jax.tree.map(lambda x: x[seed - found[0]], states), made
-
-
-def of_settings(part: Path, made: dict[str, Any]) -> Algorithm:
-    """The algorithm with the settings that were saved, in its scenario's environment."""
-    env, params = polycstr_jax.make(made["scenario"])
-
-    def again(name, settings, **layer):
-        try:
-            module = importlib.import_module(f"algos.{name}")
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{part} is of {name}; there is no algos/{name}.py.") from error
-        other = settings.keys() ^ {field.name for field in dataclasses.fields(module.Config)}
-        checkpoints.refuse(sorted(other), part, f"settings of this version of algos/{name}.py")
-        config = checkpoints.rebuilt(module.Config, settings)
-        try:
-            return module.make_train(config, env, params, **layer)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{part}: {error}") from error
-
-    layer = {}
-    if "base_config" in made:
-        layer["base"] = again(made["config"]["base"], made["base_config"])
-    return again(made["algorithm"], made["config"], **layer)
 
 
 def any_data() -> TrainingData:

@@ -224,9 +224,9 @@ def versions_of(info: dict[str, Any]) -> dict[str, str]:
     if "precision" in config:
         found["precision"] = config["precision"].partition(" with ")[0]
     if "algorithm_source" in config:
-        # What is not trained runs on a CPU everywhere, and has no products of matrices.
-        found["backend"] = config["backend"]
-        found["products of matrices"] = config.get("precision", "").partition(" with ")[2] or "float32"
+        # What is not trained runs on a CPU everywhere, with products in full precision.
+        products = config.get("precision", "float32")
+        found |= {"backend": config["backend"], "products of matrices": products}
         # A layer's or fine-tuner's files are its own and those of the policy that it begins with.
         base = config["config"].get("base")
         around = f" around {base}" if base else ""

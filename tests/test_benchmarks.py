@@ -144,6 +144,26 @@ def test_the_hash_covers_configuration_and_source():
     assert quick[name].config["config"]["num_updates"] == 10_000  # never undertrained to fit
 
 
+def test_an_accelerator_and_its_precision_are_in_the_hash_of_what_they_train(monkeypatch):
+    def planned():
+        cells = plan.plan_cells(plan.PRESETS["smoke"])
+        return {cell.method: cell for cell in cells if cell.method in ("zero", "bc")}
+
+    def trained(cell):
+        return worker.trained_hash(worker.algorithm_of(cell), cell, 0)
+
+    on_cpu = planned()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on_gpu = planned()
+    with jax.default_matmul_precision("tensorfloat32"):
+        rounded = planned()
+    found = [on_cpu, on_gpu, rounded]
+    assert len({cells["zero"].hash for cells in found}) == 1  # controllers run on a CPU
+    assert len({cells["bc"].hash for cells in found}) == 3
+    assert len({trained(cells["bc"]) for cells in found}) == 3
+    assert rounded["bc"].config["precision"] == "float32 with tensorfloat32 products"
+
+
 @pytest.mark.parametrize(
     ("path", "method"),
     [

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from algos import bc, bearl, checkpoints, common, cpq, iql, marvel, o2o_baselines, picnn
+import polycstr_jax
+from algos import bc, bearl, checkpoints, common, cpq, iql, marvel, o2o_baselines, picnn, sac_lag
 from tests.made_up import noise
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -53,6 +54,20 @@ def test_states_come_back_with_their_settings(name, tmp_path):
     after, found = load(tmp_path / "it", algorithm=name)
     assert after.config == before.config
     assert type(found) is type(states)
+    jax.tree.map(np.testing.assert_array_equal, found, states)
+
+
+def test_what_trains_in_the_environment_comes_back_to_act(tmp_path):
+    small = {"gradient_steps": 2, "num_episodes": 1, "capacity": 200}
+    before = sac_lag.make_train(
+        sac_lag.Config(**SMALL, **small), *polycstr_jax.make("grade_up", max_steps_in_episode=5)
+    )
+    states = jax.vmap(before.init, (0, None))(jax.vmap(jax.random.key)(np.arange(2)), noise())
+    states = checkpoints.without_what_ends(states)
+    made = {**MADE_BY, "scenario": "grade_up"}
+    checkpoints.save(tmp_path / "it", before, states, algorithm="sac_lag", **made)
+    after, found = load(tmp_path / "it", algorithm="sac_lag", scenario="grade_up", acting=True)
+    assert after.config == before.config
     jax.tree.map(np.testing.assert_array_equal, found, states)
 
 

@@ -237,12 +237,26 @@ def test_tables_say_what_they_leave_out(folder):
     assert "LEFT OUT, damaged: startup-pi/bc@default: 31 rows" in text
 
 
+IN_FLOAT32 = '"backend": "cpu", "precision": "float32"'
 MIXTURES = {  # what differs in a cell -> what is said
     "shared code: code1 (11 cells": {"source": "code2"},
-    "backend: cpu (": {"backend": "cuda"},
+    "backend: cpu (7 cells": {"backend": "gpu NVIDIA H200"},
+    "products of matrices: float32 (7 cells": {"precision": "float32 with tensorfloat32 products"},
     "flax: 0.12 (11 cells": {"versions": VERSIONS | {"flax": "0.13"}},
     "code of fisor: ": {"algorithm_source": "fisor2"},
 }
+
+
+def test_controllers_of_a_cpu_go_with_what_an_accelerator_trained(folder):
+    on_gpu = '"backend": "gpu NVIDIA H200", "precision": "float32 with tensorfloat32 products"'
+    for path in folder.glob("*/*.json"):
+        where = on_gpu if "algorithm_source" in path.read_text() else IN_FLOAT32
+        edit(path, lambda text, where=where: text.replace('"backend": "cpu"', where))
+    assert results.read_results(folder).attrs["mixed"] == []
+    zero = folder / "startup-pi/zero@default.json"
+    edit(zero, lambda text: text.replace('"float32"', '"float64"'))
+    with pytest.raises(ValueError, match=r"precision: float32 .* float64"):
+        results.read_results(folder)
 
 
 @pytest.mark.parametrize("said", MIXTURES)

@@ -289,7 +289,9 @@ def test_damaged_tables_are_named_skipped_and_repaired_on_request(tmp_path, caps
     table.write_bytes(whole[:-20])
     other = tmp_path / "smoke/picnn/startup-pi/step@default.json"
     other.write_text(other.read_text()[:40])
-    run.main(run.Args("smoke", "picnn", **arguments))
+    with pytest.raises(SystemExit) as ended:
+        run.main(run.Args("smoke", "picnn", **arguments))
+    assert ended.value.code == 1  # not all that was asked for is there
     said = capsys.readouterr().err
     assert "zero@default.csv is damaged" in said and "step@default.csv is damaged" in said
     assert table.read_bytes() == whole[:-20]
@@ -316,7 +318,10 @@ def test_what_a_run_would_do_and_did_is_said_to_people_and_machines(tmp_path, ca
     run.main(run.Args("smoke", "picnn", dry_run=True, **arguments))
     said = capsys.readouterr().out
     assert said.split("\n")[:2] == ["startup-pi/step@default", "startup-pi/zero@default"]
-    assert "(2 to do)" in said and not list(tmp_path.rglob("*.csv"))
+    assert "(2 to do)" in said and not list(tmp_path.iterdir())
+    with run.locked(tmp_path):  # while a run is going on
+        run.main(run.Args("smoke", "picnn", dry_run=True, **arguments))
+    capsys.readouterr()
     run.main(run.Args("smoke", "picnn", **(arguments | {"only": ("zero",)})))
     said = capsys.readouterr()
     assert "1/1 startup-pi/zero@default: " in said.err  # no bar in a pipe
