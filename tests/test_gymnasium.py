@@ -184,7 +184,7 @@ def test_overrides_reach_the_parameters_through_gymnasium_make():
         gymnasium.make("PolyCSTR-Startup-v0", temperature_limt=358.0)
     with pytest.raises(ValueError, match="scenario = 'shutdown'; allowed: startup"):
         PolyCSTRGymnasium("shutdown")
-    with pytest.raises(ValueError, match="render_mode = 'human'; allowed: None"):
+    with pytest.raises(TypeError, match="render_mode = 'human'; allowed: None"):
         PolyCSTRGymnasium(render_mode="human")
 
 
