@@ -165,14 +165,12 @@ def markdown(found: dict[str, Any]) -> str:
 
 def main(args: Args) -> None:
     check(args)
+    provenance = software() | {"command": "python -m benchmarks.clients"}
     parts = []
     for module in MODULES:
         rich.print(f"{module}: minutes")
         parts.append(run_client(args.client_python, module))
-    found = {
-        "provenance": software() | {"command": "python -m benchmarks.clients"},
-        "clients": parts,
-    }
+    found = {"provenance": provenance, "clients": parts}
     text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(args.out / "clients.json", lambda file: file.write(text.encode()))
     write_atomically(args.out / "clients.md", lambda file: file.write(markdown(found).encode()))
