@@ -4,7 +4,8 @@
 
 `clients_sb3.py` (Stable-Baselines3's SAC through Gymnasium) and `clients_rejax.py` (rejax's PPO and
 SAC through JAX) are run by the Python of a virtual environment of their own; this collects what
-they print, and writes `clients.json` and `clients.md`. Everything runs on the CPU.
+they print, and writes `clients.json` and `clients.md`. `--only` makes one of them anew and keeps
+the other. Everything runs on the CPU.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -31,7 +32,7 @@ from benchmarks.run import software
 from benchmarks.tables import markdown_table
 from polycstr_jax.data import check_writable, write_atomically
 
-MODULES = ("benchmarks.clients_sb3", "benchmarks.clients_rejax")
+MODULES = {"sb3": "benchmarks.clients_sb3", "rejax": "benchmarks.clients_rejax"}
 PACKAGES = ("stable-baselines3", "rejax")
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
@@ -55,28 +56,29 @@ COLUMNS = {
 class Args:
     """Train Stable-Baselines3's and rejax's agents on our start-up; minutes on 2 cores."""
 
+    only: Literal["sb3", "rejax"] | None = None  # what there is of the other is kept
     out: Path = Path("results/clients")  # folder
-    client_python: Path = Path(".venv-clients/bin/python")  # made by `make clients`
+    peer_python: Path = Path(".venv-clients/bin/python")  # made by `make clients`
 
 
 def check(args: Args) -> None:
     """`SystemExit` naming the argument that makes no sense."""
-    if not args.client_python.exists():
+    if not args.peer_python.exists():
         raise SystemExit(
-            f"client-python = {args.client_python} does not exist; `make clients` makes it, or "
+            f"peer-python = {args.peer_python} does not exist; `make clients` makes it, or "
             "name a Python that has Stable-Baselines3, rejax and what polycstr-jax needs."
         )
-    peer_versions(args.client_python, PACKAGES, "clients")
+    peer_versions(args.peer_python, PACKAGES, "clients")
     try:
         check_writable(args.out)
     except OSError as error:
         raise SystemExit(f"out = {args.out}: {error}") from error
 
 
-def run_client(client_python: Path, module: str, words=()) -> dict[str, Any]:
+def run_client(peer_python: Path, module: str, words=()) -> dict[str, Any]:
     """What a script prints with `--json`, and its seconds; `SystemExit` with its errors if it
     fails."""
-    command = [client_python.absolute(), "-m", module, "--json", *words]
+    command = [peer_python.absolute(), "-m", module, "--json", *words]
     started = time.perf_counter()
     done = subprocess.run(
         command,
@@ -121,11 +123,8 @@ def table_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The tables of a run."""
-    made = found["provenance"]
-    versions = {
-        name: number for part in found["clients"] for name, number in part["versions"].items()
-    }
+    """The tables of what there is of `MODULES`."""
+    parts = [found[name] for name in MODULES if name in found]
     seconds = pd.DataFrame(
         [
             {
@@ -135,44 +134,49 @@ def markdown(found: dict[str, Any]) -> str:
                 "training [s]": row["training"],
                 "compilation [s]": row.get("compilation", float("nan")),
             }
-            for part in found["clients"]
+            for part in parts
             for row in part["seconds"]
         ]
     )
-    warned = [line for part in found["clients"] for line in part.get("check_env", [])]
-    parts = [
+    warned = [line for part in parts for line in part.get("check_env", [])]
+    made = [
+        f"- {part['client']}: `{part['provenance']['command']}`, commit "
+        f"{part['provenance']['commit']}, {part['provenance']['date']}; "
+        f"{part['provenance']['hardware']}; {part['wall_clock']:.0f} s in all. "
+        + ", ".join(f"{name} {number}" for name, number in part["versions"].items())
+        + "."
+        for part in parts
+    ]
+    text = [
         "# Other people's code on the start-up",
-        f"`{made['command']}`, commit {made['commit']}, {made['date']}; {made['hardware']}. "
-        + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + ".",
-        "The nominal starts, 200 intervals, raw rewards. Means over seeds; the median is over a "
-        "seed's episodes. Cost: intervals above 356 K in an episode. Stable-Baselines3's policies "
-        "act without noise, rejax's draw their actions.",
-        markdown_table(
-            pd.DataFrame([row for part in found["clients"] for row in table_rows(part)]), COLUMNS
-        ),
+        "\n".join(made),
+        "Nominal starts, 200 intervals, raw rewards. Means over seeds; the median is over a seed's "
+        "episodes. Cost: intervals above 356 K in an episode. Stable-Baselines3's policies act "
+        "without noise, rejax's draw their actions.",
+        markdown_table(pd.DataFrame([row for part in parts for row in table_rows(part)]), COLUMNS),
         "Stable-Baselines3's check_env: " + ("; ".join(warned) or "no warning") + ".",
         "## Wall-clock times",
-        "rejax's include its own evaluations, 128 episodes of each seed before and after.",
+        "rejax's training includes its own evaluations, 128 episodes of each seed before and "
+        "after.",
         markdown_table(
             seconds,
             dict.fromkeys(seconds.columns, "{}")
             | {"training [s]": "{:.1f}", "compilation [s]": "{:.1f}"},
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(text) + "\n"
 
 
 def main(args: Args) -> None:
     check(args)
-    provenance = software() | {"command": "python -m benchmarks.clients"}
-    parts = []
-    for module in MODULES:
-        rich.print(f"{module}: minutes")
-        parts.append(run_client(args.client_python, module))
-    found = {"provenance": provenance, "clients": parts}
+    path = args.out / "clients.json"
+    found = json.loads(path.read_text()) if args.only and path.exists() else {}
+    for name in [args.only] if args.only else MODULES:
+        rich.print(f"{name}: minutes")
+        made = software() | {"command": f"python -m benchmarks.clients --only {name}"}
+        found[name] = run_client(args.peer_python, MODULES[name]) | {"provenance": made}
     text = json.dumps(found, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(args.out / "clients.json", lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
     write_atomically(args.out / "clients.md", lambda file: file.write(markdown(found).encode()))
     rich.print(f"results: {args.out / 'clients.md'}")
 

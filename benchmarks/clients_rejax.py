@@ -54,8 +54,8 @@ class Args:
     """Train rejax's PPO and SAC on the start-up, all seeds at once, and compare with random."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    ppo_steps: int = 131_072  # intervals of each seed
-    sac_steps: int = 8_192
+    ppo_steps: int = 65_536  # intervals of each seed
+    sac_steps: int = 6_144
     num_starts: int = 64  # of the nominal ones, to compare on
     json: bool = False  # print JSON instead of a table
 

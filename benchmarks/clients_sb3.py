@@ -1,6 +1,6 @@
 """SAC of Stable-Baselines3 learns on our Gymnasium environment; run by a Python of its own.
 
-    .venv-clients/bin/python -m benchmarks.clients_sb3 [--seeds 0 1] [--steps 5000] [--json]
+    .venv-clients/bin/python -m benchmarks.clients_sb3 [--seeds 0 1] [--steps 4000] [--json]
 
 The environment is asked for by its id, as a user of Stable-Baselines3 would, and nothing is
 adapted: `check_env`, `make_vec_env`, `VecNormalize` and `SAC` are Stable-Baselines3's. Rewards
@@ -34,7 +34,7 @@ class Args:
     """Train SB3's SAC on PolyCSTR-Startup-v0, and compare it with random actions."""
 
     seeds: tuple[int, ...] = (0, 1)
-    steps: int = 5_000  # intervals of training, each followed by one gradient step
+    steps: int = 4_000  # intervals of training, each followed by one gradient step
     num_starts: int = 64  # of the nominal ones, to compare on
     json: bool = False  # print JSON instead of a table
 

@@ -16,7 +16,7 @@ from flax.training.train_state import TrainState
 class Config(NamedTuple):
     num_envs: int = 16
     num_steps: int = 15
-    num_updates: int = 20
+    num_updates: int = 30
     num_epochs: int = 4
     num_minibatches: int = 4
     rate: float = 3e-3

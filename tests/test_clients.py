@@ -20,7 +20,7 @@ from polycstr_jax.wrappers import LegacyStepAPI, LogWrapper
 from tests import ppo_in_one_file as ppo
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT_PYTHON = ROOT / clients.Args.client_python
+CLIENT_PYTHON = ROOT / clients.Args.peer_python
 HORIZON = 10
 CONFIG = ppo.Config()
 
@@ -41,18 +41,24 @@ def trained(quick_to_compile):
     found = {}
     for variant, wrapped in (("six", logged), ("five", LegacyStepAPI(logged))):
         train = ppo.make_train(CONFIG, wrapped, params, five_values=variant == "five")
-        found[variant] = jax.device_get(jax.jit(jax.vmap(train))(keys))
+        with jax.numpy_rank_promotion("allow"):  # other people's code broadcasts
+            found[variant] = jax.device_get(jax.jit(jax.vmap(train))(keys))
     return found
+
+
+def whole_episodes(x):
+    """(seeds, updates, intervals, lanes) as (seeds, episodes, intervals of an episode, lanes)."""
+    x = x.reshape((2, -1, CONFIG.num_envs))
+    return x[:, : x.shape[1] // HORIZON * HORIZON].reshape((2, -1, HORIZON, CONFIG.num_envs))
 
 
 @pytest.mark.parametrize("variant", ["six", "five"])
 def test_a_ppo_loop_learns_to_raise_the_grade(trained, variant):
-    """Both inputs count: only what is learned within 10 intervals of half an hour."""
+    """From the spread of a random policy to half the squared error, within 45 episodes."""
     _, (batch, _) = trained[variant]
-    reward = batch.reward.mean(axis=(2, 3))  # (seeds, updates)
-    assert np.all(reward[:, -1] > reward[:, 0] + 100.0)
-    first, last = (batch.action[:, i, ..., 0].mean() for i in (0, -1))
-    assert abs(first) < 0.2 and last > 0.5, "more initiator makes more polymer"
+    returns = whole_episodes(batch.reward).sum(axis=2).mean(axis=2)  # (seeds, episodes)
+    first, last = returns[:, :3].mean(axis=1), returns[:, -3:].mean(axis=1)
+    assert np.all(last > 0.65 * first), "rewards are negative"
 
 
 def test_both_apis_play_the_same_episodes_until_the_first_update(trained):
@@ -67,19 +73,16 @@ def test_both_apis_play_the_same_episodes_until_the_first_update(trained):
 @pytest.mark.parametrize("variant", ["six", "five"])
 def test_statistics_of_the_training_are_sums_of_its_rewards(trained, variant):
     _, (batch, _) = trained[variant]
-
-    def along(x):  # (seeds, intervals of the training, environments)
-        return x.reshape((2, -1, CONFIG.num_envs))
-
-    reward, done = along(batch.reward), along(batch.done)
-    whole = reward.shape[1] // HORIZON
-    assert done.sum(axis=1).min() == done.sum(axis=1).max() == whole
-    ends = done[0, :, 0].nonzero()[0]
-    np.testing.assert_array_equal(ends, HORIZON * np.arange(1, whole + 1) - 1)
-    by_hand = reward[:, : whole * HORIZON].reshape((2, whole, HORIZON, -1)).sum(axis=2)
-    told = along(batch.info["returned_episode_returns"])[:, ends]
-    np.testing.assert_allclose(told, by_hand, rtol=1e-4)
-    assert np.all(along(batch.info["returned_episode_lengths"])[:, ends] == HORIZON)
+    done = whole_episodes(batch.done)
+    assert done[:, :, -1].all() and not done[:, :, :-1].any()
+    told = {
+        name: whole_episodes(batch.info[name])[:, :, -1] for name in batch.info if "_ep" in name
+    }
+    by_hand = whole_episodes(batch.reward).sum(axis=2)
+    np.testing.assert_allclose(told["returned_episode_returns"], by_hand, rtol=1e-4)
+    costs = whole_episodes(batch.info["cost"]).sum(axis=2)
+    np.testing.assert_array_equal(told["returned_episode_cost"], costs)
+    assert np.all(told["returned_episode_lengths"] == HORIZON)
 
 
 def test_only_six_values_tell_the_end_of_time_from_the_end_of_the_plant(trained):
@@ -212,6 +215,7 @@ def report(client, algorithms):
         "client": client,
         "versions": {"jax": "0"},
         "settings": {},
+        "wall_clock": 10.0,
         "rows": rows,
         "seconds": [{"algorithm": a, "seeds": 2, "training": 3.0} for a in algorithms],
     }
@@ -225,34 +229,44 @@ def test_a_run_writes_a_table_without_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(clients, "run_client", lambda python, module: made_up[module])
     monkeypatch.setattr(clients, "peer_versions", lambda *_: {})
     out = tmp_path / "new" / "clients"
-    clients.main(clients.Args(out, Path(sys.executable)))
+    clients.main(clients.Args(out=out, peer_python=Path(sys.executable)))
     text = (out / "clients.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)
-    assert found["provenance"].keys() >= {"commit", "versions", "hardware", "date", "command"}
+    for part in found.values():
+        assert part["provenance"].keys() >= {"commit", "versions", "hardware", "date", "command"}
     assert str(tmp_path) not in text and sys.executable not in text
-    assert [part["client"] for part in found["clients"]] == ["Stable-Baselines3", "rejax"]
     table = (out / "clients.md").read_text()
     assert "| rejax | PPO | trained | 2 | -1,999.5 | -2,000.0 |" in table
     assert "| Stable-Baselines3 | random | random | 1 | -9,000.0 | -9,000.0 |" in table
     assert "no warning" in table
+
+    made_up["benchmarks.clients_rejax"] = report("rejax", ["PPO"])
+    clients.main(clients.Args("rejax", out, Path(sys.executable)))
+    again = json.loads((out / "clients.json").read_text())
+    assert again["sb3"] == found["sb3"] and len(again["rejax"]["rows"]) == 5
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"client_python": Path("nowhere/python")},
-            "client-python = nowhere/python .*make clients",
+            {"peer_python": Path("nowhere/python")},
+            "peer-python = nowhere/python .*make clients",
         ),
-        ({"client_python": Path(sys.executable)}, r"lacks one of stable-baselines3.*make clients"),
-        ({"out": Path(__file__) / "below"}, "cannot be written to"),
+        ({"peer_python": Path(sys.executable)}, r"lacks one of stable-baselines3.*make clients"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(changes, message, tmp_path):
-    args = {"out": tmp_path / "out", "client_python": Path(sys.executable)} | changes
+    args = {"out": tmp_path / "out", "peer_python": Path(sys.executable)} | changes
     with pytest.raises(SystemExit, match=message):
         clients.main(clients.Args(**args))
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_blocked_folder_is_named_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(clients, "peer_versions", lambda *_: {})
+    with pytest.raises(SystemExit, match=r"out = .*below.* cannot be written to"):
+        clients.main(clients.Args(None, Path(__file__) / "below", Path(sys.executable)))
 
 
 def test_a_client_that_fails_says_why():
