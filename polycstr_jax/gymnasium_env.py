@@ -49,6 +49,7 @@ class PolyCSTRGymnasium(gymnasium.Env):
             # does without after a TypeError only.
             raise TypeError(f"render_mode = {render_mode!r}; allowed: None, nothing is rendered.")
         self.render_mode = None
+        self.metadata = dict(self.metadata)  # vector environments write their mode into it
         self.env, self.params = core.make(id_or_scenario, **overrides)
         # Scenarios differ in `params` only, so one compiled program serves all of them.
         self._program = core.PolyCSTR(rtol=self.env.rtol)
