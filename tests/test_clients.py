@@ -311,7 +311,7 @@ def blocks() -> list[str]:
 
 
 def needs_clients(block: str) -> bool:
-    return "stable_baselines3" in block or "rejax" in block
+    return "from stable_baselines3" in block or "import rejax" in block
 
 
 def test_the_page_has_code_of_both_kinds():
