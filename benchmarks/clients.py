@@ -30,6 +30,7 @@ from benchmarks.peers import peer_versions
 from benchmarks.plan import REPOSITORY
 from benchmarks.run import software
 from benchmarks.tables import markdown_table
+from polycstr_jax import evaluate
 from polycstr_jax.data import check_writable, write_atomically
 
 MODULES = {"sb3": "benchmarks.clients_sb3", "rejax": "benchmarks.clients_rejax"}
@@ -138,6 +139,7 @@ def markdown(found: dict[str, Any]) -> str:
             for row in part["seconds"]
         ]
     )
+    known = evaluate.references("startup", "nominal")
     warned = [line for part in parts for line in part.get("check_env", [])]
     made = [
         f"- {part['client']}: `{part['provenance']['command']}`, commit "
@@ -152,7 +154,9 @@ def markdown(found: dict[str, Any]) -> str:
         "\n".join(made),
         "Nominal starts, 200 intervals, raw rewards. Means over seeds; the median is over a seed's "
         "episodes. Cost: intervals above 356 K in an episode. Stable-Baselines3's policies act "
-        "without noise, rejax's draw their actions.",
+        "without noise, rejax's draw their actions. For comparison, means from the same starts: "
+        f"the open-loop step to the steady inputs {known.step.mean():,.1f}, the optimum that keeps "
+        f"the limit {known.oracle.mean():,.1f}.",
         markdown_table(pd.DataFrame([row for part in parts for row in table_rows(part)]), COLUMNS),
         "Stable-Baselines3's check_env: " + ("; ".join(warned) or "no warning") + ".",
         "## Wall-clock times",

@@ -239,6 +239,8 @@ def test_a_run_writes_a_table_without_paths(tmp_path, monkeypatch):
     assert "| rejax | PPO | trained | 2 | -1,999.5 | -2,000.0 |" in table
     assert "| Stable-Baselines3 | random | random | 1 | -9,000.0 | -9,000.0 |" in table
     assert "no warning" in table
+    step = evaluate.references("startup", "nominal").step.mean()
+    assert f"open-loop step to the steady inputs {step:,.1f}" in table
 
     made_up["benchmarks.clients_rejax"] = report("rejax", ["PPO"])
     clients.main(clients.Args("rejax", out, Path(sys.executable)))
@@ -318,14 +320,17 @@ def test_the_page_has_code_of_both_kinds():
     assert {needs_clients(block) for block in blocks()} == {True, False}
 
 
-@pytest.mark.parametrize("block", [pytest.param(x, id=x.split("\n")[0]) for x in blocks()])
+@pytest.mark.parametrize("block", [x for x in blocks() if not needs_clients(x)])
 def test_the_pages_code_runs(block, quick_to_compile):
-    if not needs_clients(block):
-        exec(compile(block, "docs/clients.md", "exec"), {"__name__": "page"})
-        return
-    if not CLIENT_PYTHON.exists():
-        pytest.skip(".venv-clients is not there; `make clients` makes it")
+    exec(compile(block, "docs/clients.md", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.slow
+@with_clients
+@pytest.mark.parametrize("block", [x for x in blocks() if needs_clients(x)])
+def test_the_pages_code_for_clients_runs(block):
     short = re.sub(r"\b\d+_\d{3}\b", "300", block)  # intervals of training
+    assert short != block
     done = subprocess.run(
         [CLIENT_PYTHON, "-c", short], cwd=ROOT, capture_output=True, text=True, check=False
     )
