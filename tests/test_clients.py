@@ -15,6 +15,7 @@ import pytest
 
 import polycstr_jax
 from benchmarks import clients, clients_rejax, clients_sb3
+from polycstr_jax import evaluate
 from polycstr_jax.gymnasium_env import PolyCSTRGymnasium
 from polycstr_jax.wrappers import LegacyStepAPI, LogWrapper
 from tests import ppo_in_one_file as ppo
@@ -281,9 +282,16 @@ def test_a_client_that_fails_says_why():
 # --- The clients themselves ---
 
 
+@pytest.fixture
+def quick_in_their_process(monkeypatch):
+    """As in ours: programs are kept, and compiled without the optimisations that take time."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+
+
 @pytest.mark.slow
 @with_clients
-def test_stable_baselines3_trains_on_the_environment_as_it_comes():
+def test_stable_baselines3_trains_on_the_environment_as_it_comes(quick_in_their_process):
     words = ["--steps", "150", "--num-starts", "1", "--seeds", "0"]
     found = clients.run_client(CLIENT_PYTHON, "benchmarks.clients_sb3", words)
     assert found["check_env"] == []
@@ -294,7 +302,7 @@ def test_stable_baselines3_trains_on_the_environment_as_it_comes():
 
 @pytest.mark.slow
 @with_clients
-def test_rejax_trains_on_the_environment_as_it_comes():
+def test_rejax_trains_on_the_environment_as_it_comes(quick_in_their_process):
     words = ["--ppo-steps", "1024", "--sac-steps", "600", "--num-starts", "2", "--seeds", "0", "1"]
     found = clients.run_client(CLIENT_PYTHON, "benchmarks.clients_rejax", words)
     rows = {(x["algorithm"], x["policy"], x["seed"]): x["mean_return"] for x in found["rows"]}
@@ -328,7 +336,7 @@ def test_the_pages_code_runs(block, quick_to_compile):
 @pytest.mark.slow
 @with_clients
 @pytest.mark.parametrize("block", [x for x in blocks() if needs_clients(x)])
-def test_the_pages_code_for_clients_runs(block):
+def test_the_pages_code_for_clients_runs(block, quick_in_their_process):
     short = re.sub(r"\b\d+_\d{3}\b", "300", block)  # intervals of training
     assert short != block
     done = subprocess.run(
