@@ -36,7 +36,7 @@ class PolyCSTRGymnasium(gymnasium.Env):
     `EnvState` now, None before the first reset; `episode_seed`, from which `episode_keys` makes
     the keys with which the JAX environment repeats this episode.
 
-    Raises `ValueError` for a `render_mode` other than None, and whatever `make` raises.
+    Raises `TypeError` for a `render_mode` other than None, and whatever `make` raises.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's interface)
@@ -45,8 +45,11 @@ class PolyCSTRGymnasium(gymnasium.Env):
         self, id_or_scenario: str = "startup", render_mode: str | None = None, **overrides
     ):
         if render_mode is not None:
-            raise ValueError(f"render_mode = {render_mode!r}; allowed: None, nothing is rendered.")
+            # Not a ValueError: Stable-Baselines3 asks for 'rgb_array' unless told otherwise, and
+            # does without after a TypeError only.
+            raise TypeError(f"render_mode = {render_mode!r}; allowed: None, nothing is rendered.")
         self.render_mode = None
+        self.metadata = dict(self.metadata)  # vector environments write their mode into it
         self.env, self.params = core.make(id_or_scenario, **overrides)
         # Scenarios differ in `params` only, so one compiled program serves all of them.
         self._program = core.PolyCSTR(rtol=self.env.rtol)

@@ -15,6 +15,10 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs other people's code in its own environment")
+
+
 def check_signature(function):
     """Check shapes and types of calls, but not of dataclasses: JAX fills these pytrees with
     tracers, axes and dtypes too."""

@@ -184,7 +184,7 @@ def test_overrides_reach_the_parameters_through_gymnasium_make():
         gymnasium.make("PolyCSTR-Startup-v0", temperature_limt=358.0)
     with pytest.raises(ValueError, match="scenario = 'shutdown'; allowed: startup"):
         PolyCSTRGymnasium("shutdown")
-    with pytest.raises(ValueError, match="render_mode = 'human'; allowed: None"):
+    with pytest.raises(TypeError, match="render_mode = 'human'; allowed: None"):
         PolyCSTRGymnasium(render_mode="human")
 
 
@@ -284,3 +284,74 @@ def test_vectorised_by_gymnasium_with_the_true_final_observations():
     np.testing.assert_array_equal(following[horizon - 1][0], np.stack(lasts))
     np.testing.assert_array_equal(following[horizon][0], np.stack(starts))
     assert following[0][4]["constraints"].shape == (2, 2)
+
+
+def make_vec(mode, seeds, how="sync", **more):
+    """Two reactors, three intervals to an episode, and what they show after `reset(seed=seeds)`."""
+    envs = gymnasium.make_vec(
+        "PolyCSTR-GradeDown-v0",
+        num_envs=2,
+        vectorization_mode=how,
+        vector_kwargs={"autoreset_mode": mode} | more,
+        max_steps_in_episode=3,
+    )
+    return envs, envs.reset(seed=seeds)[0]
+
+
+def alone(seed, actions):
+    """What one reactor shows: at the start, after each action, and at its next start."""
+    env = PolyCSTRGymnasium("grade_down", max_steps_in_episode=3)
+    return [env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions), env.reset()[0]]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_each_seed_of_a_list_makes_its_own_reactor(mode):
+    actions = random_actions(6).reshape((3, 2, 2))  # intervals, reactors, inputs
+    expected = [alone(seed, actions[:, i]) for i, seed in enumerate((9, 5))]
+    for _ in range(2):  # again, the same
+        envs, start = make_vec(mode, [9, 5])
+        assert envs.metadata["autoreset_mode"] == mode
+        assert envs.single_observation_space.dtype == start.dtype == np.float32
+        assert envs.single_action_space.dtype == np.float32
+        seen = [start, *(envs.step(action)[0] for action in actions)]
+        for i in (0, 1):
+            for k in range(3):
+                np.testing.assert_array_equal(seen[k][i], expected[i][k])
+            shown = 4 if mode == AutoresetMode.SAME_STEP else 3
+            np.testing.assert_array_equal(seen[3][i], expected[i][shown])
+    assert np.abs(expected[0][0] - expected[1][0]).max() > 0.1, "the seeds differ"
+
+
+def test_without_automatic_reset_only_the_reactors_named_start_anew():
+    actions = random_actions(6).reshape((3, 2, 2))
+    envs, _ = make_vec(AutoresetMode.DISABLED, [9, 5])
+    for action in actions:
+        obs, _, _, truncated, _ = envs.step(action)
+    assert truncated.all()
+    again, _ = envs.reset(options={"reset_mask": np.asarray([False, True])})
+    np.testing.assert_array_equal(again[0], obs[0])
+    np.testing.assert_array_equal(again[1], alone(5, actions[:, 1])[4])
+
+
+def test_vector_environments_keep_their_own_mode():
+    """Gymnasium writes the mode into the first reactor's metadata, so that must not be shared."""
+    modes = list(AutoresetMode)
+    envs = [make_vec(mode, [0, 1])[0] for mode in modes]
+    assert [one.metadata["autoreset_mode"] for one in envs] == modes
+    assert "autoreset_mode" not in PolyCSTRGymnasium.metadata
+
+
+def test_reactors_in_processes_of_their_own_do_the_same(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    actions = random_actions(6).reshape((3, 2, 2))
+    expected = [alone(seed, actions[:, i]) for i, seed in enumerate((9, 5))]
+    envs, start = make_vec(AutoresetMode.SAME_STEP, [9, 5], "async", context="spawn")
+    try:
+        obs, _, terminated, truncated, info = [envs.step(action) for action in actions][-1]
+        assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    finally:
+        envs.close()
+    assert truncated.all() and not terminated.any()
+    for seen, k in ((start, 0), (np.stack(info["final_obs"]), 3), (obs, 4)):
+        np.testing.assert_allclose(seen, np.stack([one[k] for one in expected]), rtol=1e-5)
