@@ -24,7 +24,11 @@ FSRL := .ci/fsrl.txt
 VENV_FSRL := .venv-fsrl
 STAMP_FSRL := $(VENV_FSRL)/.installed
 
-.PHONY: help leaderboard report peers fsrl test lint format smoke docs wheel clean
+CLIENTS := .ci/clients.txt
+VENV_CLIENTS := .venv-clients
+STAMP_CLIENTS := $(VENV_CLIENTS)/.installed
+
+.PHONY: help leaderboard report peers fsrl clients test lint format smoke docs wheel clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3] [WORKERS=2]"
@@ -44,6 +48,9 @@ peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and comp
 
 fsrl: $(STAMP) $(STAMP_FSRL) ## measure SAC-Lag's online loop beside FSRL's (about 15 minutes on 2 CPU cores)
 	NPROC=$$(nproc) $(BIN)/python -m benchmarks.online_speed --peer-python $(VENV_FSRL)/bin/python
+
+clients: $(STAMP) $(STAMP_CLIENTS) ## train Stable-Baselines3's and rejax's agents on our start-up (about 15 minutes on 2 CPU cores)
+	$(BIN)/python -m benchmarks.clients --peer-python $(VENV_CLIENTS)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -88,7 +95,7 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	venv/bin/python -I -m polycstr_jax info
 
 clean: ## remove the virtual environments, builds and caches (not results/)
-	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) $(VENV_CLIENTS) dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -119,4 +126,10 @@ $(STAMP_FSRL): $(FSRL) | $(STAMP)
 	@echo "making $(VENV_FSRL) with FSRL and torch, apart from ours: a few minutes"
 	"$(PYTHON)" -m venv $(VENV_FSRL)
 	$(VENV_FSRL)/bin/python -m pip install -q --disable-pip-version-check -r $(FSRL)
+	@touch $@
+
+$(STAMP_CLIENTS): $(CLIENTS) | $(STAMP)
+	@echo "making $(VENV_CLIENTS) with Stable-Baselines3, rejax and torch, apart from ours: a few minutes"
+	"$(PYTHON)" -m venv $(VENV_CLIENTS)
+	$(VENV_CLIENTS)/bin/python -m pip install -q --disable-pip-version-check -r $(CLIENTS)
 	@touch $@
