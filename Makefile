@@ -11,6 +11,7 @@ CONSTRAINTS := .ci/constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
+PIP_INSTALL_FROM := -m pip install -q --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 DOCS := .ci/docs.txt
@@ -49,7 +50,7 @@ peers: $(STAMP) $(STAMP_PEERS) ## train d3rlpy's BC and IQL on our data and comp
 fsrl: $(STAMP) $(STAMP_FSRL) ## measure SAC-Lag's online loop beside FSRL's (about 15 minutes on 2 CPU cores)
 	NPROC=$$(nproc) $(BIN)/python -m benchmarks.online_speed --peer-python $(VENV_FSRL)/bin/python
 
-clients: $(STAMP) $(STAMP_CLIENTS) ## train Stable-Baselines3's and rejax's agents on our start-up (about 15 minutes on 2 CPU cores)
+clients: $(STAMP) $(STAMP_CLIENTS) ## train Stable-Baselines3's and rejax's agents on our start-up (about 30 minutes on 2 CPU cores)
 	$(BIN)/python -m benchmarks.clients --peer-python $(VENV_CLIENTS)/bin/python
 
 test: lint ## lint, then run the tests on WORKERS processes
@@ -83,7 +84,7 @@ docs: $(STAMP_DOCS) ## build the documentation in site/, and execute its quickst
 	$(BIN)/jupyter nbconvert --log-level WARN --ExecutePreprocessor.startup_timeout=300 \
 		--to notebook --execute --output-dir "$$folder" docs/*.ipynb
 
-wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fresh environment
+wheel: $(STAMP) ## build sdist and wheel in dist/, and use both in a fresh environment
 	$(BIN)/python $(PIP_INSTALL) build
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
@@ -92,7 +93,13 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and import the wheel in a fre
 	"$$folder/venv/bin/python" $(PIP_INSTALL) dist/*.whl; \
 	cd "$$folder"; \
 	venv/bin/python -I -c 'from polycstr_jax import controllers, data, evaluate; data.committed_checksums(); evaluate.score_limits("startup"); evaluate.references("startup", "hot"); controllers.tuned_pi("all"); print(evaluate.starts("startup", "hot").state.shape)'; \
-	venv/bin/python -I -m polycstr_jax info
+	venv/bin/python -I -m polycstr_jax info; \
+	venv/bin/python -I -m polycstr_jax simulate --controller zero --num-starts 1 --json; \
+	venv/bin/python -I -m polycstr_jax dataset --num-episodes 2 --out two.npz; \
+	! venv/bin/python -I -m polycstr_jax dataset --num-episodes 2 --format hdf5 2>said; \
+	grep -F 'polycstr-jax[interop]' said; \
+	venv/bin/python $(PIP_INSTALL_FROM) --force-reinstall --no-deps $(CURDIR)/dist/*.tar.gz; \
+	venv/bin/python -I -m polycstr_jax info --json
 
 clean: ## remove the virtual environments, builds and caches (not results/)
 	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) $(VENV_CLIENTS) dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ CHECKPOINT is what `python algos/<name>.py` has saved, or a folder <cell>.params
   CPU, CUDA and TPU, with N open; the key is there if the policy draws random numbers. It needs jax
   and flatbuffers.
 - `policy.py` and `policy.npz`: the same in NumPy, where `algos/numpy_policy.py` has the
-  algorithm's form. What it has not (FISOR, Newton steps) is StableHLO only.
+  algorithm's form. What it has not (FISOR, Newton steps, the exact minimiser) is StableHLO only.
 - `policy.json`: what it is of, units, versions, sha256 of the other files.
 
 Each form is compared with the policy itself before anything is written. docs/export.md says which
@@ -335,7 +335,10 @@ def check_out(out: Path) -> None:
 def check_flatbuffers() -> None:
     """`ImportError` without the package in which `jax.export` writes."""
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ImportError("jax.export needs flatbuffers to write; pip install flatbuffers.")
+        raise ImportError(
+            'jax.export needs flatbuffers to write: pip install "polycstr-jax[interop]", or in a '
+            'clone pip install -e ".[interop]".'
+        )
 
 
 def compare(algorithm, state, random: bool, lowered, numbers, folder: Path) -> dict[str, float]:

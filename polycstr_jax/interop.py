@@ -152,9 +152,15 @@ def to_minari(
         storage.update_episodes(buffers)
         _make_namespace(namespace)
         final.parent.mkdir(parents=True, exist_ok=True)
+        replaced = unfinished / "replaced"
         if final.exists():
-            final.rename(unfinished / "replaced")
-        (unfinished / "new").rename(final)
+            final.rename(replaced)
+        try:
+            (unfinished / "new").rename(final)
+        except BaseException:
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return minari.load_dataset(dataset_id)

@@ -55,7 +55,7 @@ def whole_episodes(x):
 
 @pytest.mark.parametrize("variant", ["six", "five"])
 def test_a_ppo_loop_learns_to_raise_the_grade(trained, variant):
-    """From the spread of a random policy to half the squared error, within 45 episodes."""
+    """From the spread of a random policy to two thirds of the squared error, within 45 episodes."""
     _, (batch, _) = trained[variant]
     returns = whole_episodes(batch.reward).sum(axis=2).mean(axis=2)  # (seeds, episodes)
     first, last = returns[:, :3].mean(axis=1), returns[:, -3:].mean(axis=1)
@@ -292,12 +292,31 @@ def quick_in_their_process(monkeypatch):
 @pytest.mark.slow
 @with_clients
 def test_stable_baselines3_trains_on_the_environment_as_it_comes(quick_in_their_process):
-    words = ["--steps", "150", "--num-starts", "1", "--seeds", "0"]
+    words = ["--steps", "4000", "--num-starts", "8", "--seeds", "0"]  # some minutes
     found = clients.run_client(CLIENT_PYTHON, "benchmarks.clients_sb3", words)
     assert found["check_env"] == []
     rows = {row["policy"]: row["mean_return"] for row in found["rows"]}
     assert rows.keys() == {"random", "untrained", "trained"}
-    assert rows["trained"] != rows["untrained"], "50 gradient steps change a policy"
+    assert rows["trained"] > max(rows["random"], rows["untrained"])
+
+
+def test_the_page_says_what_was_measured():
+    found = json.loads((ROOT / "results" / "clients" / "clients.json").read_text())
+    page = (ROOT / "docs" / "clients.md").read_text()
+    assert "Every trained policy is better than random actions and than itself" in page
+    for client in found.values():
+        rows = client["rows"]
+        random = max(row["mean_return"] for row in rows if row["policy"] == "random")
+        trained = [row for row in rows if row["policy"] == "trained"]
+        assert trained
+        for row in trained:
+            (untrained,) = (
+                other["mean_return"]
+                for other in rows
+                if other["policy"] == "untrained"
+                and (other["algorithm"], other["seed"]) == (row["algorithm"], row["seed"])
+            )
+            assert row["mean_return"] > max(random, untrained)
 
 
 @pytest.mark.slow

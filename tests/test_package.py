@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("minari", "h5py", "rliable", "pytest", "hypothesis", "beartype")
+EXTRAS = ("minari", "h5py", "flatbuffers", "rliable", "pytest", "hypothesis", "beartype")
 HEAVY = ("matplotlib.pyplot", "pandas", "tyro", "orbax.checkpoint", "optax", "torch", *EXTRAS)
 
 
@@ -70,15 +70,24 @@ def test_the_environment_runs_without_float64_and_without_extras():
     assert run_python(code) == "float32"
 
 
-def test_readme_example_runs():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/protocol.md"])
+def test_the_examples_of_a_page_run(page):
+    text = (ROOT / page).read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     assert blocks
     for block in blocks:
-        run_python(block)
+        said = run_python(block)
+        if page == "docs/protocol.md":  # the row `zero`, as the page says
+            gap, violated, runaway = map(float, said.split())
+            assert (round(gap, 1), violated, runaway) == (-18.3, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("command", ["algos.bc", "benchmarks.run", "benchmarks.tables"])
+COMMANDS = ("run", "tables", "report", "evaluate", "throughput", "clients")
+
+
+@pytest.mark.parametrize(
+    "command", ["algos.bc", "algos.export", *(f"benchmarks.{name}" for name in COMMANDS)]
+)
 def test_commands_explain_themselves(command):
     text = subprocess.run(
         [sys.executable, "-m", command, "--help"],
