@@ -61,9 +61,9 @@ CASES = {  # file of algos/ and settings; "has NumPy" stands in `NUMPY`
     "fisor": ("fisor", {}),
     "fisor gaussian": ("fisor", {"actor": "gaussian", "num_samples": 1}),
 }
-NO_NUMPY = {"picnn newton", "picnn exact", "fisor", "fisor gaussian"}
+NO_NUMPY = ("picnn newton", "picnn exact", "fisor", "fisor gaussian")
 RANDOM = {"fisor", "fisor gaussian"}
-NUMPY = sorted(CASES.keys() - NO_NUMPY)
+NUMPY = sorted(CASES.keys() - set(NO_NUMPY))
 
 
 @pytest.fixture(scope="module", autouse=True)
