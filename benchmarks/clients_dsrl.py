@@ -1,6 +1,6 @@
-"""Read one of our HDF5 files by DSRL's and OSRL's own loaders; a script for an environment of theirs.
+"""Read one of our HDF5 files by DSRL's and OSRL's own loaders, in an environment of theirs.
 
-    python -m polycstr_jax dataset --scenario startup --dataset pi --format hdf5 --out startup-pi.hdf5
+    python -m polycstr_jax dataset --scenario startup --format hdf5 --out startup-pi.hdf5
     python -m venv .venv-dsrl
     .venv-dsrl/bin/python -m pip install gymnasium h5py oapackage pyrallis scipy torch tqdm
     .venv-dsrl/bin/python -m pip install --no-deps dsrl==0.1.0 osrl-lib==0.1.0
