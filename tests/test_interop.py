@@ -12,7 +12,7 @@ import minari
 import numpy as np
 import pytest
 
-from benchmarks import clients_d3rlpy
+from benchmarks import clients_d3rlpy, clients_dsrl
 from polycstr_jax import data, interop
 from polycstr_jax.env import PolyCSTR
 
@@ -306,6 +306,15 @@ def test_an_episode_that_terminates_is_cut_there(tmp_path, dataset):
     assert [len(episode["rewards"]) for episode in found] == [T, 150, T, T]
     assert [bool(episode["terminals"][-1]) for episode in found] == [False, True, False, False]
     assert [bool(episode["timeouts"][-1]) for episode in found] == [True, False, True, True]
+
+
+def test_what_dsrls_loaders_are_compared_with_are_the_episodes_of_the_data(dataset, tmp_path):
+    path = interop.to_hdf5(tmp_path / "x.hdf5", dataset)
+    lengths, returns, costs = clients_dsrl.of_file(path)
+    assert lengths.tolist() == [data.EPISODE_LENGTH] * NUM_EPISODES
+    for found, column in ((returns, dataset.reward), (costs, dataset.cost)):
+        due = column.reshape(NUM_EPISODES, -1).sum(axis=1, dtype=np.float64)
+        np.testing.assert_allclose(found, due, rtol=1e-12)
 
 
 def test_an_hdf5_file_comes_back_bit_by_bit(tmp_path, dataset):
