@@ -46,6 +46,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pandas as pd
+import rich
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
