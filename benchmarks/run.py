@@ -126,7 +126,7 @@ def software(device=None) -> dict[str, Any]:
         # For a copy of the files on a machine without the clone that they are from.
         "commit": os.environ.get("POLYCSTR_COMMIT") or commit or "unknown",
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
-        "hardware": hardware(device or jax.devices()[0]),
+        "hardware": hardware(device),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -139,8 +139,9 @@ def data_returns(scenario: str) -> list[float]:
     return [float(returns.min()), float(returns.max())]
 
 
-def hardware(device) -> str:
-    """Model of the device and number of CPU cores."""
+def hardware(device=None) -> str:
+    """Model of the device, JAX's first if None, and number of CPU cores."""
+    device = device or jax.devices()[0]
     model = device.device_kind
     if device.platform == "cpu":
         model = platform.processor() or platform.machine()

@@ -422,7 +422,7 @@ def test_a_folder_that_is_there_is_kept(saved, tmp_path):
 
 def test_without_flatbuffers_the_remedy_is_named(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install flatbuffers"):
+    with pytest.raises(SystemExit, match=r"flatbuffers.*polycstr-jax\[interop\]"):
         export.main(export.Args(saved, out=tmp_path / "out"))
 
 
