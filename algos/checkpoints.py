@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -38,6 +40,23 @@ def save(path: Path, algorithm, states, /, **made_by) -> None:
         disc.wait_until_finished()
 
 
+def commit(repository: Path) -> str:
+    """Of the code in a clone, -dirty if it was changed; unknown outside one. POLYCSTR_COMMIT names
+    it where the files were copied onto a machine without the clone that they are from."""
+
+    def git(*words):
+        place = {"cwd": repository, "capture_output": True, "text": True}
+        return subprocess.run(["git", *words], check=False, **place).stdout.strip()
+
+    try:
+        found = git("describe", "--always")
+        # What a run itself overwrites does not make the code another one.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    except OSError:  # no git
+        found = changed = ""
+    return os.environ.get("POLYCSTR_COMMIT") or found + "-dirty" * bool(changed) or "unknown"
+
+
 def described(path: Path) -> dict[str, Any]:
     """How what is saved in `path` was made, with `tree`, its form. `ValueError` if it is not
     whole."""
@@ -67,29 +86,13 @@ def load(path: Path, data: TrainingData, /, acting: bool = False, **made_by) -> 
         name = made_by["algorithm"]
         allowed = f"a folder that python algos/{name}.py of this version has saved"
         raise ValueError(f"{error}; allowed: {allowed}.") from error
-    with checkpointer() as disc:
-        refuse(
-            [
-                f"{k} is {found.get(k)!r}, not {v!r}"
-                for k, v in made_by.items()
-                if found.get(k) != v
-            ],
-            path,
-            "one that was made as it is asked for",
-        )
-        algorithm = made_again(path, {**found, "algorithm": made_by["algorithm"]})
-        expected = form_of(algorithm, data, made_by["num_seeds"], acting)
-        if acting:
-            expected = without_what_ends(expected)
-        check_form(found["tree"], expected._asdict(), path)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        form = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected._asdict()
-        )
-        try:
-            states = type(expected)(**disc.restore(path.absolute(), form))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is not whole: {error}") from error
+    refuse(
+        [f"{k} is {found.get(k)!r}, not {v!r}" for k, v in made_by.items() if found.get(k) != v],
+        path,
+        "one that was made as it is asked for",
+    )
+    algorithm = made_again(path, found)
+    states = restored(path, found, algorithm, data, acting)
     given, own = (jax.device_get(x.normaliser)._asdict() for x in (states, data))
     other = []
     for field in own:
@@ -98,6 +101,24 @@ def load(path: Path, data: TrainingData, /, acting: bool = False, **made_by) -> 
             other.append(f"normaliser.{field} is of other data")
     refuse(other, path, "scales of the data that are trained on")
     return algorithm, states
+
+
+def restored(path: Path, made: dict[str, Any], algorithm, data: TrainingData, acting: bool):
+    """The states (S, ...) in `path`, of which `made` is `described`. `data` may be shapes only.
+    `ValueError` if they are of another form than this version's, or not whole."""
+    expected = form_of(algorithm, data, made["num_seeds"], acting)
+    if acting:
+        expected = without_what_ends(expected)
+    check_form(made["tree"], expected._asdict(), path)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    form = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), expected._asdict()
+    )
+    try:
+        with checkpointer() as disc:
+            return type(expected)(**disc.restore(path.absolute(), form))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not whole: {error}") from error
 
 
 def without_what_ends(states):

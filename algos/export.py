@@ -24,7 +24,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -90,16 +89,7 @@ def read(checkpoint: Path, seed: int) -> tuple[Algorithm, Any, dict[str, Any]]:
         )
     algorithm = checkpoints.made_again(part, made)
     acting = not jax.tree.leaves(made["tree"]["opt_state"])
-    form = checkpoints.form_of(algorithm, any_data(), made["num_seeds"], acting)
-    form = checkpoints.without_what_ends(form) if acting else form
-    checkpoints.check_form(made["tree"], form._asdict(), part)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    place = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), form)
-    try:
-        with checkpoints.checkpointer() as disc:
-            states = type(form)(**disc.restore(part.absolute(), place._asdict()))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint = {part} is not whole: {error}") from error
+    states = checkpoints.restored(part, made, algorithm, any_data(), acting)
     return algorithm, jax.tree.map(lambda x: x[seed - found[0]], states), made
 
 
@@ -410,7 +400,7 @@ def description(made_by: dict[str, Any], params, random: bool) -> dict[str, Any]
         },
         "versions": {name: version(name) for name in packages if installed(name)}
         | {"python": sys.version.split()[0]},
-        "commit": commit(),
+        "commit": checkpoints.commit(Path(__file__).parent.parent),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -421,21 +411,6 @@ def installed(name: str) -> bool:
         return bool(version(name))
     except importlib.metadata.PackageNotFoundError:
         return False
-
-
-def commit() -> str:
-    """Of this repository; POLYCSTR_COMMIT for a copy without .git, or unknown."""
-
-    def git(*words):
-        place = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-        return subprocess.run(["git", *words], check=False, **place).stdout.strip()
-
-    try:
-        found = git("describe", "--always")
-        changed = found and git("status", "--porcelain", "--untracked-files=no")
-    except OSError:  # no git
-        found = changed = ""
-    return found + "-dirty" * bool(changed) or os.environ.get("POLYCSTR_COMMIT", "unknown")
 
 
 def main(args: Args) -> None:

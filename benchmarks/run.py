@@ -37,7 +37,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -107,24 +106,9 @@ def provenance(cell: Cell, wall_time: dict[str, float], table: bytes) -> dict[st
 
 def software(device=None) -> dict[str, Any]:
     """Commit, versions, hardware and date; of JAX's first device if `device` is None."""
-
-    def git(*words):
-        done = subprocess.run(
-            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    try:
-        commit = git("describe", "--always")
-        # What a run itself overwrites does not make the code another one.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-        commit += "-dirty" if changed else ""
-    except OSError:  # no git
-        commit = ""
     packages = (*DECIDING_PACKAGES, "numpy", "scipy")
     return {
-        # For a copy of the files on a machine without the clone that they are from.
-        "commit": os.environ.get("POLYCSTR_COMMIT") or commit or "unknown",
+        "commit": checkpoints.commit(REPOSITORY),
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "hardware": hardware(device),
         "date": datetime.now(UTC).date().isoformat(),
