@@ -10,6 +10,7 @@ share its folders, hosts need not.
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,13 @@ class Hosts(NamedTuple):
 
 def prepare(arguments: list[str]) -> None:
     """Find the other processes of a run, as the arguments of its command line say, if there are
-    any. It has to come before JAX starts, so before gymnax is imported."""
+    any. It has to come before JAX starts, so before gymnax is imported, and before
+    `algos.common`, which reads the environment variable that is checked here."""
+    seconds = os.environ.get("POLYCSTR_KEEP_EVERY", "0")
+    if not re.fullmatch(r"\d+(\.\d*)?|inf", seconds):
+        raise SystemExit(
+            f"POLYCSTR_KEEP_EVERY = {seconds}; allowed: seconds, 0 or more, or inf for never."
+        )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator")

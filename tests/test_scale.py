@@ -384,6 +384,13 @@ def test_processes_that_cannot_work_together_are_refused(arguments, message):
         scale.prepare(["--preset", "smoke", *arguments.split()])
 
 
+@pytest.mark.parametrize("seconds", ["abc", "-1", "nan", ""])
+def test_how_often_a_training_is_kept_is_a_time(seconds, monkeypatch):
+    monkeypatch.setenv("POLYCSTR_KEEP_EVERY", seconds)
+    with pytest.raises(SystemExit, match=f"POLYCSTR_KEEP_EVERY = {seconds}; allowed: seconds"):
+        scale.prepare(["--preset", "smoke"])
+
+
 def test_as_many_programs_are_in_flight_as_the_memory_holds():
     free = {"bytes_limit": 1_000, "bytes_in_use": 500}
     device = SimpleNamespace(memory_stats=lambda: free)
