@@ -59,7 +59,7 @@ def test_the_json_holds_the_promised_figures(smoke):
     answers = {row["what"]: row for row in found["answers"]["rows"]}
     speeds = [answers[name]["states_per_second"] for name in ("viability", "plain vmap")]
     assert min(speeds) > 0.0
-    # Not that it is above 1: with the 1,024 states of a smoke run it is not always (8 with 131,072).
+    # Not that it is above 1: with a smoke run's 1,024 states it is not always (8 with 131,072).
     assert answers["viability"]["ratio"] == pytest.approx(speeds[0] / speeds[1])
     assert answers["oracle, grade_down"]["seconds_each"] > 0.0
     assert answers["oracle, grade_down"]["iterations"] > 1.0
