@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -60,6 +61,10 @@ def commit(repository: Path) -> str:
 def described(path: Path) -> dict[str, Any]:
     """How what is saved in `path` was made, with `tree`, its form. `ValueError` if it is not
     whole."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if not (path / "_CHECKPOINT_METADATA").is_file():  # orbax would warn as well
+        raise ValueError(f"{path} is no whole checkpoint")
     with checkpointer() as disc:
         try:
             there = disc.metadata(path.absolute())
@@ -117,8 +122,18 @@ def restored(path: Path, made: dict[str, Any], algorithm, data: TrainingData, ac
     try:
         with checkpointer() as disc:
             return type(expected)(**disc.restore(path.absolute(), form))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not whole: {error}") from error
+    except Exception as error:
+        if not says_damaged(error):
+            raise
+        said = textwrap.shorten(str(error), 200)
+        raise ValueError(f"{path} is not whole: {said}") from error
+
+
+def says_damaged(error: Exception) -> bool:
+    """Whether orbax raises this where files are not what they should be: a bare `Exception` where
+    the file system says so, too."""
+    kinds = (OSError, ValueError, KeyError, TypeError, AttributeError)
+    return type(error) is Exception or isinstance(error, kinds)
 
 
 def without_what_ends(states):
@@ -163,7 +178,9 @@ def kept_training(folder: Path, form, device) -> tuple[int, Any, list, float] | 
                     "seconds": np.float64(0.0),
                 }
                 found = disc.restore(path, wanted)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except Exception as error:
+            if not says_damaged(error):
+                raise
             continue  # not whole, or of another version
         state = jax.tree.unflatten(structure, [found["state"][str(i)] for i in range(len(leaves))])
         done = int(path.name)

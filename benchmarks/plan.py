@@ -208,8 +208,12 @@ class Cell(NamedTuple):
         return f"{self.scenario}-{self.dataset}/{self.method}@{self.variant}"
 
     @property
+    def described(self) -> str:
+        return json.dumps(self.config, sort_keys=True)
+
+    @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.described.encode()).hexdigest()[:16]
 
 
 def plan_cells(preset: Preset, suite: str = "leaderboard") -> list[Cell]:

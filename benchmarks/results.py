@@ -61,8 +61,8 @@ def read_results(folder: Path, force: bool = False) -> pd.DataFrame:
     if mixed and not force:
         lines = "\n  ".join(mixed)
         raise ValueError(
-            f"{folder} mixes versions:\n  {lines}\nRun {again}, which runs again what is not of "
-            "the code that is there now, or show them as they are with --force."
+            f"{folder} mixes versions:\n  {lines}\nRun {again} --replace, which makes again what "
+            "is not of the code that is there now, or show them as they are with --force."
         )
     found = pd.concat(frames, ignore_index=True)
     found.attrs = {"left_out": left_out, "mixed": mixed}

@@ -5,9 +5,9 @@
 A cell is one method on one scenario and data set. It is written as
 `<out>/<preset>/<suite>/<scenario>-<dataset>/<method>@<variant>.csv`, one row for each seed and
 group of starts, with a `.json` beside it that says how it was made, and has the table's hash. A
-cell whose configuration has the same hash, and which has all that is asked for, is not run again.
-Cells appear whole or not at all. Of a
-cell that was interrupted, at whatever moment, the parts that were done are kept in
+cell whose configuration has the same hash, and which has all that is asked for, is not run again;
+one of other code, versions or settings is not replaced without `--replace`. Cells appear whole or
+not at all. Of a cell that was interrupted, at whatever moment, the parts that were done are kept in
 `<out>/<preset>/<suite>/.parts`, and a training under way in `.cache/training`: run it again.
 
 On request, beside them: `.npz` with every episode (`--episodes`), `.trajectories.npz` with what a
@@ -37,6 +37,9 @@ import json
 import os
 import platform
 import shutil
+import signal
+import zipfile
+import zlib
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +60,8 @@ from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, t
 from polycstr_jax import data
 from polycstr_jax.data import check_writable, write_atomically
 
+NUM_DIFFERENCES = 3  # between a cell and what is asked for, that a message names
+NUM_NAMED = 5  # cells that a message names
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the bands of trajectories
 
 
@@ -79,7 +84,8 @@ class Args:
     seeds: int | None = None  # of every cell, in place of the preset's
     dry_run: bool = False  # say what there is to run, and run nothing
     json: bool = False  # print the cells and what became of them as JSON, and nothing else
-    force: bool = False  # run finished cells again; policies trained before are kept
+    replace: bool = False  # make again, and so replace, cells of other code, versions or settings
+    force: bool = False  # run all cells again, finished or not; policies trained before are kept
     repair: bool = False  # run damaged cells again
     episodes: bool = False  # also write per-episode arrays, <cell>.npz
     trajectories: bool = False  # also write bands of trajectories, <cell>.trajectories.npz
@@ -88,8 +94,8 @@ class Args:
     # `scale.prepare` has read the following before this.
     distributed: bool = False  # with the other processes of a Slurm, Kubernetes or MPI job
     coordinator: str | None = None  # HOST:PORT of the first process, where no cluster says it
-    num_processes: int | None = None
-    process_id: int | None = None
+    num_processes: int | None = None  # of the run, with --coordinator
+    process_id: int | None = None  # of this process, 0 for the first, with --coordinator
 
 
 def provenance(cell: Cell, wall_time: dict[str, float], table: bytes) -> dict[str, Any]:
@@ -223,21 +229,59 @@ def lacks(folder: Path, cell: Cell, args: Args) -> bool:
     asked = {".npz": args.episodes, ".trajectories.npz": args.trajectories}
     asked[".params"] = args.save_params and cell.method in METHODS
     path = folder / f"{cell.name}.json"
-    return any(wanted and not path.with_suffix(name).exists() for name, wanted in asked.items())
+    width = cell.config.get("seed_width", 1)
+    parts = [str(first) for first in scale.own([*range(0, cell.config["seeds"], width)])]
+    return any(
+        wanted and not is_whole(path.with_suffix(name), parts) for name, wanted in asked.items()
+    )
 
 
-def condition_of(folder: Path, cell: Cell) -> Literal["finished", "damaged", "absent"]:
-    """Whether a cell's files are there with the same hash, and whole."""
+def is_whole(path: Path, parts: list[str]) -> bool:
+    """Whether an .npz can be read, or a .params has these parts."""
+    if path.suffix == ".params":
+        return all((path / part / "_CHECKPOINT_METADATA").is_file() for part in parts)
+    try:
+        with np.load(path) as arrays:
+            for name in arrays:
+                arrays[name]  # it has a checksum
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+    return True
+
+
+def condition_of(folder: Path, cell: Cell) -> Literal["finished", "damaged", "absent", "other"]:
+    """Whether a cell's files are there with the same hash, and whole; other: with another hash."""
     path = folder / f"{cell.name}.csv"
     if not path.with_suffix(".json").exists():
         return "absent"
     try:
         if read_description(path.with_suffix(".json"))["hash"] != cell.hash:
-            return "absent"
+            return "other"
         read_cell(path)
     except (OSError, ValueError):
         return "damaged"
     return "finished"
+
+
+def differences(folder: Path, cell: Cell) -> str:
+    """In what a cell that is there is another one than is asked for."""
+    info = read_description(folder / f"{cell.name}.json")
+    there, asked = (flat(config) for config in (info["config"], json.loads(cell.described)))
+    names = sorted(key for key in {*there, *asked} if there.get(key) != asked.get(key))
+    said = [
+        f"{name} {there.get(name, 'not there')}, not {asked.get(name, 'there')}"
+        for name in names[:NUM_DIFFERENCES]
+    ]
+    more = ["..."] if len(names) > NUM_DIFFERENCES else []
+    return f"commit {info['commit']}, {info['date']}: {'; '.join(said + more)}"
+
+
+def flat(tree, name: str = "") -> dict[str, Any]:
+    """What is in nested dictionaries, by names with dots."""
+    if not isinstance(tree, dict):
+        return {name: tree}
+    parts = (flat(value, f"{name}.{key}" if name else key) for key, value in tree.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def select(cells: list[Cell], only: tuple[str, ...], scenarios: tuple[str, ...] = ()) -> list[Cell]:
@@ -329,34 +373,32 @@ def planned(args: Args) -> list[Cell]:
 
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-    try:
-        jax.local_devices(backend="cpu")
-    except RuntimeError as error:
-        raise SystemExit(
-            f"JAX_PLATFORMS = {jax.config.jax_platforms}; allowed: with cpu, as cuda,cpu: data and "
-            "what is not trained are made on it."
-        ) from error
     devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite
     cells = planned(args)
-    writes = scale.is_first() and not args.dry_run
     try:
-        for cell in () if args.dry_run else cells:
-            check_writable((folder / cell.name).parent)
-        # Bars, those of the algorithms too, are for people: stdout has what became of the cells.
-        with locked(args.out) if writes else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            prepare(cells, folder, args, held)
+            # Bars, those of the algorithms too, are for people: stdout has what became of cells.
             with contextlib.redirect_stdout(sys.stderr):
                 became = run_cells(cells, folder, args, devices)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = " Make room and run it again: what is finished is kept." if full else ""
-        raise SystemExit(f"out = {args.out}: {error}.{remedy}") from error
+        raise SystemExit(f"out = {args.out}: {str(error).rstrip('.')}.{remedy}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        said = str(error).partition("\n")[0]
+        raise SystemExit(f"another process has ended or does not answer: {said}") from error
     if scale.is_first() and args.json:
         found = [{"cell": c.name, "hash": c.hash, "became": became[c.name]} for c in cells]
         print(json.dumps({"results": str(folder), "cells": found}, indent=1))
     elif scale.is_first():
-        for name in (name for name, what in became.items() if what == "to do"):
+        for name in (name for name, what in became.items() if what in ("to do", "to replace")):
             print(name)
+        for cell in (cell for cell in cells if became[cell.name] == "other"):
+            print(f"{cell.name}: is replaced with --replace only: {differences(folder, cell)}")
         counts = collections.Counter(became.values())
         said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         print(f"results: {folder} ({said})")
@@ -364,11 +406,50 @@ def main(args: Args) -> None:
         raise SystemExit(1)
 
 
+def prepare(cells: list[Cell], folder: Path, args: Args, held: contextlib.ExitStack) -> None:
+    """Check what is written to, and lock it until `held` ends. `SystemExit` or `OSError` where it
+    cannot be, and `SystemExit` in all other processes."""
+    problem = None
+    try:
+        if not args.dry_run:
+            try:
+                check_writable(CACHE)
+            except OSError as error:
+                raise SystemExit(f"POLYCSTR_CACHE = {CACHE}: {error}") from error
+            for cell in cells:
+                check_writable((folder / cell.name).parent)
+            if scale.is_first():
+                held.enter_context(locked(args.out))
+                check_others(cells, folder, args)
+    except (OSError, SystemExit) as error:
+        problem = error
+    everywhere = scale.all_agree(problem is None)
+    if problem is not None:
+        raise problem
+    if not everywhere:
+        raise SystemExit("another process has ended; its message says why.")
+
+
+def check_others(cells: list[Cell], folder: Path, args: Args) -> None:
+    """`SystemExit` if cells would be replaced that are not what is asked for."""
+    if args.replace or args.force:
+        return
+    others = [cell for cell in cells if condition_of(folder, cell) == "other"]
+    if others:
+        lines = [f"{cell.name}: {differences(folder, cell)}" for cell in others[:NUM_NAMED]]
+        lines += [f"and {len(others) - NUM_NAMED} more"] * (len(others) > NUM_NAMED)
+        raise SystemExit(
+            f"{folder} has cells of other code, versions or settings than are asked for:\n  "
+            + "\n  ".join(lines)
+            + "\nNothing was run. Replace them with --replace, or name another folder with --out."
+        )
+
+
 def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dict[str, str]:
     """All cells that are not finished, under a progress bar, or a line each in a pipe; what became
     of each, by name: made, there, damaged, or with `dry_run` to do."""
     found = [condition_of(folder, cell) for cell in cells]
-    wanted = ("absent", "damaged") if args.repair or args.force else ("absent",)
+    wanted = ("absent", "other", *(("damaged",) if args.repair or args.force else ()))
     to_do = scale.agreed(
         [
             args.force
@@ -391,7 +472,11 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dic
         for cell, condition, again in zip(cells, found, to_do, strict=True)
     }
     if args.dry_run:
-        return became
+        return became | {
+            cell.name: "other" if not (args.replace or args.force) else "to replace"
+            for cell, condition in zip(cells, found, strict=True)
+            if condition == "other"
+        }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     shown = scale.is_first() and rich.get_console().is_terminal
     with Progress(*columns, TimeRemainingColumn(), disable=not shown) as progress:
@@ -410,4 +495,5 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dic
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
     main(tyro.cli(Args))

@@ -33,12 +33,14 @@ class Hosts(NamedTuple):
 def prepare(arguments: list[str]) -> None:
     """Find the other processes of a run, as the arguments of its command line say, if there are
     any. It has to come before JAX starts, so before gymnax is imported, and before
-    `algos.common`, which reads the environment variable that is checked here."""
+    `algos.common`, which reads one of the environment variables that are checked here."""
     seconds = os.environ.get("POLYCSTR_KEEP_EVERY", "0")
     if not re.fullmatch(r"\d+(\.\d*)?|inf", seconds):
         raise SystemExit(
             f"POLYCSTR_KEEP_EVERY = {seconds}; allowed: seconds, 0 or more, or inf for never."
         )
+    if not re.fullmatch(r"[1-9]\d*", os.environ["NPROC"]):
+        raise SystemExit(f"NPROC = {os.environ['NPROC']}; allowed: 1 or more, threads of XLA.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--coordinator")
@@ -46,6 +48,13 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument("--process-id", "--process_id", type=int)
     given, _ = parser.parse_known_args(arguments)
     connect(given.distributed, Hosts(given.coordinator, given.num_processes, given.process_id))
+    try:
+        jax.local_devices(backend="cpu")
+    except (RuntimeError, AssertionError) as error:  # the latter where no backend of it is there
+        raise SystemExit(
+            f"JAX_PLATFORMS = {jax.config.jax_platforms}; allowed: what JAX finds here, with cpu, "
+            "as cuda,cpu: data and what is not trained are made on it."
+        ) from error
 
 
 def connect(distributed: bool, hosts: Hosts) -> None:
@@ -56,6 +65,8 @@ def connect(distributed: bool, hosts: Hosts) -> None:
         missing = ", ".join(name.replace("_", "-") for name in hosts._fields if name not in given)
         raise SystemExit(f"{missing}: needed too, with {', '.join(given).replace('_', '-')}.")
     if given:
+        if not re.fullmatch(r".+:\d+", hosts.coordinator):
+            raise SystemExit(f"coordinator = {hosts.coordinator}; allowed: HOST:PORT.")
         if hosts.num_processes < 1:
             raise SystemExit(f"num-processes = {hosts.num_processes}; allowed: 1 or more.")
         if not 0 <= hosts.process_id < hosts.num_processes:
@@ -101,6 +112,13 @@ def agreed(flags: list[bool]) -> list[bool]:
     if jax.process_count() == 1:
         return flags
     return [bool(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(flags))]
+
+
+def all_agree(flag: bool) -> bool:
+    """Whether it is so in all processes."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def gathered(parts: dict[int, bytes]) -> dict[int, bytes]:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,7 +72,7 @@ class MakeDataset:
     """Make a data set: as .npz, as HDF5 for DSRL's and OSRL's loaders, or for Minari.
 
     Takes seconds, most of them compilation; nothing is downloaded. `hdf5` and `minari` need
-    pip install "polycstr-jax[interop]". Example:
+    pip install "polycstr-jax[interop]", in a clone pip install -e ".[interop]". Example:
 
         python -m polycstr_jax dataset --scenario startup --dataset mixed --format hdf5
     """
@@ -83,8 +84,9 @@ class MakeDataset:
     format: Literal["npz", "hdf5", "minari"] = "npz"
     """npz: `polycstr_jax.data.load` reads it. hdf5: DSRL's keys. minari: `minari.load_dataset`."""
     out: Path | None = None
-    """File to write, SCENARIO-DATASET.npz or .hdf5 by default; with --format minari the folder of
-    Minari's data sets, by default that of MINARI_DATASETS_PATH or ~/.minari/datasets."""
+    """File to write, SCENARIO-DATASET.npz or .hdf5 by default, with number and seed in the name if
+    they are not those of the data set; with --format minari the folder of Minari's data sets, by
+    default that of MINARI_DATASETS_PATH or ~/.minari/datasets."""
     num_episodes: int | None = None
     """Fewer or more episodes than the data set has."""
     seed: int = data.DATA_SEED
@@ -130,6 +132,8 @@ class Simulate:
     """Write the episodes: .csv, a row an interval; .npz or .hdf5, as a data set."""
     plot: Path | None = None
     """Draw peak temperature, polymer and controls: .png, .pdf or .svg."""
+    overwrite: Switch = False
+    """Replace what is there already."""
     json: Switch = False
     """Print JSON, and nothing else, on stdout."""
 
@@ -249,17 +253,19 @@ def dataset(args: MakeDataset) -> dict[str, Any]:
         where = {"path": str(Path(made.spec.data_path).parent), "minari_id": made.id}
         size = {"episodes": int(made.total_episodes), "transitions": int(made.total_steps)}
         return {**what, **where, **size, "sha256": ours["sha256"]}
-    suffixes = SUFFIXES[args.format]
-    path = args.out or Path(f"{args.scenario}-{args.dataset}{suffixes[0]}")
+    suffixes, wanted = SUFFIXES[args.format], data.NUM_EPISODES[args.dataset]
+    wanted = wanted if args.num_episodes is None else args.num_episodes
+    stem = f"{args.scenario}-{args.dataset}"
+    if (wanted, args.seed) != (data.NUM_EPISODES[args.dataset], data.DATA_SEED):
+        stem += f"-{wanted}-episodes-seed-{args.seed}"
+    path = args.out or Path(stem + suffixes[0])
     check_suffix("--out", path, suffixes)
     if args.format == "hdf5":
         interop.require()
-    if path.exists() and not args.overwrite:
-        raise FileExistsError(f"{path} exists; --overwrite replaces it.")
-    data.check_writable(path.parent)
-    made = data.generate(args.scenario, args.dataset, args.num_episodes, args.seed)
-    provenance = {"scenario": args.scenario, "recipe": args.dataset, "seed": args.seed}
-    write_dataset(path, made, provenance)
+    check_free(path, args.overwrite)
+    made = data.generate(args.scenario, args.dataset, wanted, args.seed)
+    provenance = {"scenario": args.scenario, "recipe": args.dataset}
+    write_dataset(path, made, {**provenance, "num_episodes": wanted, "seed": args.seed})
     size = {"episodes": int(made.episode[-1]) + 1, "transitions": int(made.reward.shape[0])}
     return {**what, "path": str(path), **size, "sha256": data.sha256(made)}
 
@@ -348,7 +354,7 @@ def check_simulate(args: Simulate):
     ):
         if path is not None:
             check_suffix(name, path, suffixes)
-            data.check_writable(path.parent)
+            check_free(path, args.overwrite)
     if args.out is not None and args.out.suffix in SUFFIXES["hdf5"]:
         interop.require()
     return params
@@ -496,6 +502,13 @@ def check_suffix(name: str, path: Path, suffixes: tuple[str, ...]) -> None:
         raise BadArgument(f"{name} {path}; allowed: a name that ends in {' or '.join(suffixes)}.")
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """`OSError` if the file cannot be written, `FileExistsError` if one is there to be kept."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; --overwrite replaces it.")
+    data.check_writable(path.parent)
+
+
 def table(columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
     """Rows as a table; `columns` are keys and headings."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -571,4 +584,6 @@ def complain(error: Any, code: int) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # end without a word when the reader of a pipe has gone
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

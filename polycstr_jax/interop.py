@@ -1,8 +1,8 @@
 """The data sets in the formats of others: Minari, and HDF5 as DSRL and OSRL read it.
 
 Both hold every column of `data.Dataset` and come back bit-equal. Needs minari and h5py, which
-`pip install "polycstr-jax[interop]"` adds; nothing else of the package does. docs/data.md says
-what the columns mean and how other libraries load them.
+`pip install "polycstr-jax[interop]"`, in a clone `pip install -e ".[interop]"`, adds; nothing else
+of the package does. docs/data.md says what the columns mean and how other libraries load them.
 """
 
 import difflib
@@ -83,15 +83,16 @@ def to_minari(
     `rewards[t]`; row 0 is the start, with cost 0 and the start's own temperature.
 
     Raises `ImportError` without minari or h5py; `ValueError` for an unknown scenario or data set,
-    `num_episodes` below 1, and an id that Minari does not allow or that is of another of our data
-    sets; `FileExistsError` if it is there already; `OSError` naming a folder that cannot be
-    written to. All of it before anything is simulated.
+    `num_episodes` below 1, `seed` below 0, either no integer, and an id that Minari does not allow
+    or that is of another of our data sets; `FileExistsError` if it is there already; `OSError`
+    naming a folder that cannot be written to. All of it before anything is simulated.
     """
     minari, _ = require()
     scenario, dataset = scenario_name(scenario), data.dataset_name(dataset)
     wanted = data.NUM_EPISODES[dataset] if num_episodes is None else num_episodes
-    if wanted < 1:
-        raise ValueError(f"num_episodes = {wanted}; allowed: 1 or more.")
+    for name, number, least in (("num_episodes", wanted, 1), ("seed", seed, 0)):
+        if not isinstance(number, int | np.integer) or number < least:
+            raise ValueError(f"{name} = {number!r}; allowed: an integer, {least} or more.")
     complete = wanted == data.NUM_EPISODES[dataset] and seed == DATA_SEED
     stem = f"{NAMESPACE}/{_dashed(scenario)}-{dataset}"
     if dataset_id is None:
@@ -178,11 +179,19 @@ def from_minari(dataset_id: str) -> Dataset:
     root = _minari_root()
     if not (root / dataset_id / "data").exists():
         ours, local = minari_ids(), list(minari.list_local_datasets())
+        there = ", ".join(local) or "none"
+        if dataset_id in ours:
+            scenario, kind = ours[dataset_id]
+            raise FileNotFoundError(
+                f"dataset_id = {dataset_id!r} is not in {str(root)!r} yet (there: {there}). "
+                f"to_minari({scenario!r}, {kind!r}) makes it, or python -m polycstr_jax dataset "
+                f"--scenario {scenario} --dataset {kind} --format minari"
+            )
         near = difflib.get_close_matches(dataset_id, [*ours, *local], n=2)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise FileNotFoundError(
-            f"dataset_id = {dataset_id!r} is not in {str(root)!r}; {hint}There: "
-            f"{', '.join(local) or 'none'}. to_minari makes: {', '.join(ours)}."
+            f"dataset_id = {dataset_id!r} is not in {str(root)!r}; {hint}There: {there}. "
+            f"to_minari makes: {', '.join(ours)}."
         )
     again = "make it anew with to_minari(..., overwrite=True)"
     try:
@@ -256,6 +265,9 @@ def _from_episodes(episodes) -> Dataset:
     def joined(column):
         return np.concatenate([column(episode) for episode in episodes])
 
+    for name in ("cost", "constraint", "tracking_cost"):
+        if any(name not in episode.infos for episode in episodes):
+            raise ValueError(f"infos/{name} is missing")
     return Dataset(
         obs=joined(lambda e: e.observations[:-1]),
         action=joined(lambda e: e.actions),
@@ -372,6 +384,8 @@ def from_hdf5(path: str | Path) -> Dataset:
     h5py, path = _extra("h5py"), Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path = {str(path)!r} does not exist; to_hdf5 writes such a file.")
+    if path.is_dir():
+        raise ValueError(f"path = {str(path)!r} is a folder; allowed: a file that to_hdf5 wrote.")
     again = "write it anew with to_hdf5"
     try:
         with h5py.File(path, "r") as file:
@@ -441,7 +455,7 @@ def _extra(module: str):
     except ImportError as error:
         raise ImportError(
             f"{module} cannot be imported ({_one_line(error)}); polycstr_jax.interop needs it: "
-            'pip install "polycstr-jax[interop]"'
+            'pip install "polycstr-jax[interop]", or in a clone pip install -e ".[interop]"'
         ) from error
 
 

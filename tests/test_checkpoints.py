@@ -120,8 +120,25 @@ def test_what_another_algorithm_saved_is_refused(saved):
 @pytest.mark.parametrize("lost", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "d", "."])
 def test_a_checkpoint_that_is_not_whole_is_refused(saved, lost):
     shutil.rmtree(saved / lost) if (saved / lost).is_dir() else (saved / lost).unlink()
-    with pytest.raises(ValueError, match="is no"):
+    with pytest.raises(ValueError, match=r"is no whole|does not exist"):
         load(saved)
+
+
+def test_a_checkpoint_that_is_cut_off_is_refused_in_a_line(saved, monkeypatch):
+    path = max(saved.glob("**/d/*"), key=lambda path: path.stat().st_size)
+    content = path.read_bytes()
+    path.write_bytes(content[:10])
+    with pytest.raises(ValueError, match="whole"):
+        load(saved)
+    path.write_bytes(content)
+
+    def restore(*_, **__):  # as orbax does where a larger file is cut off
+        raise Exception("reading failed.\n" * 100)
+
+    monkeypatch.setattr(checkpoints.orbax.StandardCheckpointer, "restore", restore)
+    with pytest.raises(ValueError, match="is not whole: reading failed") as error:
+        load(saved)
+    assert len(str(error.value)) < len(str(saved)) + 250 and "\n" not in str(error.value)
 
 
 def test_a_file_is_no_checkpoint(tmp_path):

@@ -401,7 +401,7 @@ def test_the_command_line_writes_the_seed_that_is_asked_for(saved, tmp_path, cap
         ("bc@default.params", 3, r"seed = 3; allowed: 2 to 2, those of .*parts 0, 2"),
         ("bc@default.params", -1, r"seed = -1; allowed: 0 to 1"),
         ("bc@default.params/0", 2, r"seed = 2; allowed: 0 to 1"),
-        ("nothing", 0, r"nothing is no whole checkpoint; allowed: a folder that python algos/"),
+        ("nothing", 0, r"nothing does not exist; allowed: a folder that python algos/"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_nothing_is_written(

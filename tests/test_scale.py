@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -78,17 +80,22 @@ def test_numbers_are_the_same_on_four_devices(alone, tmp_path):
     assert info["hash"] == json.loads((alone[0] / f"{CELL}.json").read_text())["hash"]
 
 
-def test_numbers_are_the_same_in_two_processes_of_two_devices(alone, tmp_path):
+def two_processes() -> list[tuple[str, ...]]:
+    """The arguments of two processes that find each other at a port that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    asked = ("--episodes", "--save-params")
     together = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    return [(*together, str(i)) for i in range(2)]
+
+
+def test_numbers_are_the_same_in_two_processes_of_two_devices(alone, tmp_path):
+    asked = ("--episodes", "--save-params")
     # Folders of their own, as on hosts that share none.
     finish(
         *(
-            start(tmp_path / str(i), tmp_path / f"cache{i}", *asked, *together, str(i), devices=2)
-            for i in range(2)
+            start(tmp_path / str(i), tmp_path / f"cache{i}", *asked, *among, devices=2)
+            for i, among in enumerate(two_processes())
         )
     )
     assert numbers(tmp_path / "0") == numbers(alone[0])
@@ -97,6 +104,20 @@ def test_numbers_are_the_same_in_two_processes_of_two_devices(alone, tmp_path):
     assert [len(files) for files in kept] == [2, 1]  # each trained its own parts
     saved = [[*(tmp_path / str(i)).glob(f"{CELL}.params/*")] for i in range(2)]
     assert [sorted(path.name for path in paths) for paths in saved] == [["0", "4"], ["2"]]
+
+
+def test_if_one_process_cannot_begin_none_does(tmp_path):
+    (tmp_path / "0").mkdir()
+    with run.locked(tmp_path / "0"):
+        processes = [
+            start(tmp_path / str(i), tmp_path / f"cache{i}", *among)
+            for i, among in enumerate(two_processes())
+        ]
+        said = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert f"out = {tmp_path / '0'} is in use by another run" in said[0]
+    assert "another process has ended; its message says why" in said[1]
+    assert not [text for text in said if "Traceback" in text]
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
@@ -120,18 +141,24 @@ def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
 def test_a_training_that_is_killed_goes_on_on_other_devices(alone, tmp_path, monkeypatch):
     """Kept after every update here, every two minutes otherwise; killed amid a part."""
     monkeypatch.setenv("POLYCSTR_KEEP_EVERY", "0")
-    training = tmp_path / "cache" / "training"
+    training, trained = tmp_path / "cache" / "training", tmp_path / "cache" / "trained"
+
+    def amid_a_part():
+        kept = {p.parent.name for p in training.glob("*/*") if p.name.isdigit() and int(p.name) > 2}
+        return kept - {p.stem for p in trained.glob("*")}
+
     process = start(tmp_path / "out", tmp_path / "cache", "--episodes")
-    while not [p for p in training.glob("*/*") if p.name.isdigit() and int(p.name) > 2]:
+    while True:
         assert process.poll() is None, process.communicate()[0]
+        if amid_a_part():
+            process.send_signal(signal.SIGSTOP)  # or it may have ended before it is killed
+            if amid_a_part():
+                break
+            process.send_signal(signal.SIGCONT)
         time.sleep(0.01)
     process.kill()
     process.communicate()
     assert not (tmp_path / "out" / f"{CELL}.csv").exists()
-    kept = {p.parent for p in training.glob("*/*") if p.name.isdigit()}
-    assert kept and not {p.stem for p in (tmp_path / "cache/trained").glob("*")} & {
-        p.name for p in kept
-    }
     finish(start(tmp_path / "out", tmp_path / "cache", "--episodes", devices=2))
     assert numbers(tmp_path / "out") == numbers(alone[0])
     assert not [p for p in training.glob("*/*") if p.name.isdigit()]  # of no use any more
@@ -299,6 +326,33 @@ def test_damaged_tables_are_named_skipped_and_repaired_on_request(tmp_path, caps
     assert table.read_bytes() == whole and json.loads(other.read_text())["hash"]
 
 
+def test_cells_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
+    arguments = {"out": tmp_path, "only": ("zero", "random"), "scenarios": ("startup",)}
+    run.main(run.Args("smoke", "picnn", **arguments))
+    path = tmp_path / "smoke/picnn/startup-pi/zero@default.json"
+    info = json.loads(path.read_text())
+    config = info["config"] | {"source": "older", "seeds": 3, "gone": {"rate": 0.1}}
+    older = json.dumps(info | {"config": config, "hash": "another", "commit": "abc1234"})
+    path.write_text(older)
+    said = (
+        r"startup-pi/zero@default: .*commit abc1234, .*: gone.rate 0.1, not there; "
+        r"seeds 3, not 1; source older, not \w{16}"
+    )
+    with pytest.raises(SystemExit, match=said + r"\n.*--replace, or name another folder") as ended:
+        run.main(run.Args("smoke", "picnn", **arguments))
+    assert "random" not in str(ended.value)
+    capsys.readouterr()
+    run.main(run.Args("smoke", "picnn", dry_run=True, **arguments))
+    shown = capsys.readouterr().out
+    assert re.search(said, shown) and "(1 other, 1 there)" in shown
+    run.main(run.Args("smoke", "picnn", dry_run=True, replace=True, **arguments))
+    assert "(1 there, 1 to replace)" in capsys.readouterr().out and path.read_text() == older
+    run.main(run.Args("smoke", "picnn", replace=True, json=True, **arguments))
+    became = {x["cell"]: x["became"] for x in json.loads(capsys.readouterr().out)["cells"]}
+    assert became == {"startup-pi/zero@default": "made", "startup-pi/random@default": "there"}
+    assert json.loads(path.read_text())["hash"] == info["hash"]
+
+
 def test_what_is_asked_for_later_is_made_later_and_what_is_old_goes(tmp_path):
     arguments = {"out": tmp_path, "only": ("zero",), "scenarios": ("startup",)}
     run.main(run.Args("smoke", "picnn", **arguments))
@@ -309,6 +363,9 @@ def test_what_is_asked_for_later_is_made_later_and_what_is_old_goes(tmp_path):
     before = shown.stat().st_mtime_ns
     run.main(run.Args("smoke", "picnn", trajectories=True, **arguments))
     assert shown.stat().st_mtime_ns == before
+    shown.write_bytes(shown.read_bytes()[:-30])  # cut off: as if it were not there
+    run.main(run.Args("smoke", "picnn", trajectories=True, **arguments))
+    assert run.is_whole(shown, [])
     run.main(run.Args("smoke", "picnn", force=True, **arguments))
     assert path.exists() and not shown.exists()  # of the table that was replaced
 
@@ -335,17 +392,22 @@ def test_what_a_run_would_do_and_did_is_said_to_people_and_machines(tmp_path, ca
 
 
 def test_a_full_disc_leaves_nothing_half_written(tmp_path):
-    import resource
-
-    jax.config.update("jax_enable_compilation_cache", False)  # or halves of programs stay in it
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(SystemExit, match="Make room and run it again"):
-            run.main(run.Args("smoke", "picnn", tmp_path, only=("zero",)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        jax.config.update("jax_enable_compilation_cache", True)
+    code = (
+        "import resource, runpy\n"
+        "hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))\n"
+        "runpy.run_module('benchmarks.run', run_name='__main__')\n"
+    )
+    asked = ("--preset", "smoke", "--suite", "picnn", "--only", "zero", "--out", str(tmp_path))
+    finished = subprocess.run(
+        [sys.executable, "-B", "-c", code, *asked],
+        cwd=ROOT,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # or halves of programs stay
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1 and "Make room and run it again" in finished.stderr
+    assert "Traceback" not in finished.stderr
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
 
 
@@ -376,6 +438,7 @@ def test_bad_arguments_are_named_with_what_is_like_them(arguments, message, tmp_
             "--coordinator localhost:1 --num-processes 0 --process-id 0",
             r"num-processes = 0; allowed: 1 or more",
         ),
+        ("--coordinator foo --num-processes 2 --process-id 1", r"coordinator = foo; .*HOST:PORT"),
         ("--distributed", r"distributed: .*--coordinator HOST:PORT"),  # JAX has begun in this one
     ],
 )
@@ -389,6 +452,24 @@ def test_how_often_a_training_is_kept_is_a_time(seconds, monkeypatch):
     monkeypatch.setenv("POLYCSTR_KEEP_EVERY", seconds)
     with pytest.raises(SystemExit, match=f"POLYCSTR_KEEP_EVERY = {seconds}; allowed: seconds"):
         scale.prepare(["--preset", "smoke"])
+
+
+def test_threads_that_are_no_number_are_refused(monkeypatch):
+    monkeypatch.setenv("NPROC", "many")
+    with pytest.raises(SystemExit, match="NPROC = many; allowed: 1 or more"):
+        scale.prepare([])
+
+
+def test_jax_has_to_find_a_cpu():
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", "--dry-run"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1 and finished.stderr.startswith("JAX_PLATFORMS = cuda; allowed:")
+    assert "Traceback" not in finished.stderr
 
 
 def test_as_many_programs_are_in_flight_as_the_memory_holds():
