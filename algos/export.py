@@ -24,6 +24,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -55,7 +56,11 @@ FILE = Path(numpy_policy.__file__)
 
 @dataclasses.dataclass
 class Args:
-    """Write a trained policy as StableHLO and as NumPy, for use without this package."""
+    """Write a trained policy as StableHLO and as NumPy, for use without this package.
+
+    What it wrote is described for machines in OUT/policy.json. Exit codes: 0, written, and each
+    form acts as the policy does; 1 or 2, nothing was written, and stderr says why.
+    """
 
     checkpoint: tyro.conf.Positional[Path]  # of algos/<name>.py, or <cell>.params
     out: Path = dataclasses.field(kw_only=True)  # a folder that is not there yet
@@ -433,4 +438,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
     main(tyro.cli(Args))

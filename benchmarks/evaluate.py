@@ -11,6 +11,7 @@ starts the rows are those of the cell.
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -46,10 +47,15 @@ COLUMNS = {
 
 @dataclasses.dataclass
 class Args:
-    """Evaluate policies that benchmarks.run --save-params has written."""
+    """Evaluate policies that benchmarks.run --save-params has written.
+
+    Conditions: starts (nominal, wide, hot, tune), and changed plants, from nominal starts: "noise
+    0.1", "fouling 10", "kinetics -10", "feed 2", "delay 1" and so on (docs/robustness.md); the name
+    of none makes it list them all. Exit codes: 0, done; 1 or 2, not, and stderr says why.
+    """
 
     params: tyro.conf.Positional[Path]  # <cell>.params
-    conditions: tuple[str, ...] = ("nominal", "wide", "hot")
+    conditions: tuple[str, ...] = ("nominal", "wide", "hot")  # under which they act, in this order
     out: Path | None = None  # .csv of a row a seed and group of starts
     json: bool = False  # print the means as JSON, and nothing else
 
@@ -104,6 +110,8 @@ def play(algorithm, states, cell: Cell, condition) -> list[dict]:
 
 
 def main(args: Args) -> None:
+    if not args.conditions:
+        raise SystemExit(f"conditions: none; allowed: {', '.join(CONDITIONS)}.")
     for name in args.conditions:
         check_known("conditions", name, list(CONDITIONS))
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
@@ -145,4 +153,5 @@ def settings(made: dict) -> dict:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
     main(tyro.cli(Args))

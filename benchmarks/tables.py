@@ -18,6 +18,7 @@ mixed versions are refused without `--force`. Where a row beats an optimum of
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -114,8 +115,8 @@ SUITE_OF = {"seeds": "leaderboard"}  # whose results a table shows, if not of it
 class Args:
     """Print and write the leaderboard, or the tables of a paper, from what benchmarks.run wrote.
 
-    Same results, same bytes. Exit codes: 0, written; 1, not, and stderr says why: no results,
-    mixed versions, an optimum that was beaten; 2, an argument is wrong.
+    Same results, same bytes. Exit codes: 0, written; 1, stderr says why not: no results, mixed
+    versions, a name that is not known, an optimum that was beaten; 2, no such option.
     """
 
     # leaderboard, seeds, picnn, robustness, fisor or marvel
@@ -838,4 +839,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
     main(tyro.cli(Args))

@@ -105,7 +105,10 @@ SMOKE = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Measure throughput and accuracy; at most 8 minutes on 2 cores."""
+    """Measure throughput and accuracy; at most 8 minutes on 2 cores.
+
+    Exit codes: 0, written; 1 or 2, not, and stderr says why.
+    """
 
     json: Path | None = None
     """Where to write; default results/throughput/throughput.json, with --smoke .cache/smoke.json"""

@@ -153,6 +153,11 @@ def test_a_data_set_is_written_in_every_format(run, small, tmp_path, monkeypatch
     assert found["minari"]["path"] == str(tmp_path / "sets" / "polycstr/grade-down-pi-v0")
     code, out, _ = run("dataset", "--num-episodes", 4, "--seed", 1, "--out", "x.npz")
     assert code == 0 and "x.npz: 4 episodes, 800 transitions, sha256 " in out
+    # What is not the data set itself does not take its name.
+    before = Path("grade_down-pi.npz").read_bytes()
+    code, out, _ = run(*wanted, "--num-episodes", 2, "--seed", 1)
+    assert code == 0 and json.loads(out)["path"] == "grade_down-pi-2-episodes-seed-1.npz"
+    assert Path("grade_down-pi.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -190,6 +195,8 @@ def test_arguments_that_make_no_sense_end_with_2(run, tmp_path, monkeypatch, arg
     [
         (("simulate", "--out", "file/x.csv"), "folder 'file' cannot be written to"),
         (("simulate", "--plot", "file/x.png"), "folder 'file' cannot be written to"),
+        (("simulate", "--out", "there.csv"), "there.csv exists; --overwrite replaces it."),
+        (("simulate", "--plot", "there.png"), "there.png exists; --overwrite replaces it."),
         (("dataset", "--out", "file/x.npz"), "folder 'file' cannot be written to"),
         (("dataset", "--out", "file", "--format", "minari"), "MINARI_DATASETS_PATH"),
         (("dataset", "--format", "hdf5"), 'pip install "polycstr-jax[interop]"'),
@@ -207,13 +214,15 @@ def test_failures_end_with_1_before_anything_is_simulated(
     monkeypatch.setattr(evaluate, "evaluate", simulated)
     monkeypatch.setenv("MINARI_DATASETS_PATH", "to be put back")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
+    there = ("file", "there.csv", "there.png")
+    for name in there:
+        (tmp_path / name).write_text("")
     if "pip install" in message:
         monkeypatch.setitem(sys.modules, "h5py", None)
     code, out, err = run(*arguments)
     assert (code, out) == (1, "") and err.startswith("error: ") and message in err
     assert len(err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
 
 
 def test_from_a_shell_stdout_is_json_and_nothing_else():

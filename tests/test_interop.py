@@ -173,12 +173,17 @@ def test_nothing_half_written_is_left_and_the_old_set_stays(folder, monkeypatch)
     [
         ("polycstr/startup-pl-v0", r"did you mean 'polycstr/startup-pi-v0'.*There: none"),
         ("polycstr/grade_down-pi-v0", r"did you mean 'polycstr/grade-down-pi-v0'"),
+        (
+            ID,
+            r"is not in .* yet .*to_minari\('startup', 'pi'\) makes it, or .*--dataset pi --format",
+        ),
         ("door-human-v2", r"'door-human-v2' is not in .*to_minari makes: polycstr/startup-pi-v0"),
     ],
 )
 def test_an_unknown_id_is_answered_with_near_ones(folder, wrong, message):
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match=message) as error:
         interop.from_minari(wrong)
+    assert f"did you mean {wrong!r}" not in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", ["startup-pi", "polycstr/start up-v0", "../x-v0", ""])
@@ -193,7 +198,8 @@ def test_an_id_that_minari_does_not_allow_is_refused(folder, wrong):
     [
         (("shutdown",), "scenario = 'shutdown'; allowed: startup"),
         (("startup", "expert"), "dataset = 'expert'; allowed: pi, mixed"),
-        (("startup", "pi", 0), "num_episodes = 0; allowed: 1 or more"),
+        (("startup", "pi", 0), "num_episodes = 0; allowed: an integer, 1 or more"),
+        (("startup", "pi", 2, -1), "seed = -1; allowed: an integer, 0 or more"),
         (("grade_up", "pi", None, 0, ID), "that id is of 'startup', 'pi'"),
         (("startup", "pi", None, 1, ID), "that id is of 'startup', 'pi', all episodes, seed 0"),
     ],
@@ -216,7 +222,7 @@ def test_damaged_and_foreign_minari_sets_are_named(folder):
     interop.to_minari("startup", "pi")
     with h5py.File(folder / ID / "data" / "main_data.hdf5", "a") as file:
         del file["episode_2/infos/constraint"]
-    with pytest.raises(ValueError, match=rf"{ID}.*cannot be read.*constraint.*overwrite=True"):
+    with pytest.raises(ValueError, match=rf"{ID}.*\(infos/constraint is missing\).*overwrite=True"):
         interop.from_minari(ID)
     (folder / ID / "data" / "main_data.hdf5").write_bytes(b"not really")
     with pytest.raises(ValueError, match=rf"{ID}.*cannot be read as one of ours"):
@@ -372,6 +378,8 @@ def test_what_is_no_hdf5_file_is_named(tmp_path, dataset):
         interop.from_hdf5(path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.hdf5' does not exist"):
         interop.from_hdf5(tmp_path / "nothing.hdf5")
+    with pytest.raises(ValueError, match=r"path = .* is a folder; allowed: a file"):
+        interop.from_hdf5(tmp_path)
 
 
 @pytest.mark.parametrize(

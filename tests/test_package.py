@@ -1,6 +1,8 @@
 """What a user of the installed package relies on."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,39 @@ def test_commands_explain_themselves(command):
         cwd=ROOT,
     ).stdout
     assert "usage:" in text and len(text.splitlines()) > 8
+    options = re.split(r"\n│ (?=--)", re.sub(r"[╭╰].*", "", text))[1:]
+    assert options and not [option for option in options if not is_described(option)]
+
+
+def is_described(option: str) -> bool:
+    """Whether a help has words about an option beyond name, type and default, or its choices."""
+    said = " ".join(option.replace("│", " ").split())
+    for of_no_meaning in (r"--\S+", r"\{None\}", r"\(default: .*\)", r"\[?\b[A-Z]+\b[^a-z{]*"):
+        said = re.sub(of_no_meaning, "", said)
+    return bool(re.search("[a-z]", said))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="there are no pipes that break here")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "polycstr_jax --help",
+        "polycstr_jax info --json",
+        "benchmarks.run --preset smoke --only zero --dry-run",
+        "benchmarks.tables --help",
+        "benchmarks.report --help",
+        "benchmarks.evaluate --help",
+        "algos.export --help",
+    ],
+)
+def test_a_pipe_that_nobody_reads_any_more_ends_a_command_quietly(command, tmp_path):
+    out = ("--out", str(tmp_path)) if "benchmarks.run" in command else ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command.split(), *out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == -signal.SIGPIPE
