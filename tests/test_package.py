@@ -38,12 +38,16 @@ def test_our_import_adds_no_heavy_package_to_gymnaxs():
 def test_our_import_takes_little_longer_than_what_it_builds_upon():
     # Processor time of one process, so that neither a slow machine nor a busy one matters. It was
     # 0.3: diffrax and we; orbax or optax would be seen, and so would an array made on import.
-    ratio = run_python(
-        "import time; start = time.process_time(); import jax, flax, gymnax; "
-        "before = time.process_time(); import polycstr_jax; "
-        "print((time.process_time() - before) / (before - start))"
+    before, ours = map(
+        float,
+        run_python(
+            "import time; start = time.process_time(); import jax, flax, gymnax; "
+            "before = time.process_time() - start; import polycstr_jax; "
+            "print(before, time.process_time() - start - before)"
+        ).split(),
     )
-    assert float(ratio) < 0.6
+    assert ours / before < 0.6
+    assert ours + before < 9.0  # 2.6 s where it was measured, quietly; the aim is 3 s (docs/faq.md)
 
 
 def test_every_module_can_be_imported_without_extras():
