@@ -38,7 +38,7 @@ help: ## show this list
 		while IFS='|' read -r target text; do printf '  %-12s %s\n' "$$target" "$$text"; done
 
 leaderboard: $(STAMP) ## train 2 seeds of what learns quickly, and show all beside them (about 9 minutes on 2 CPU cores)
-	$(BIN)/python -m benchmarks.run --preset quick --out results/local
+	$(BIN)/python -m benchmarks.run --preset quick --replace --out results/local
 	$(BIN)/python -m benchmarks.tables --preset quick --results results/local --beside results
 
 report: $(STAMP) ## write the committed results as one HTML page, report.html
@@ -102,7 +102,7 @@ wheel: $(STAMP) ## build sdist and wheel in dist/, and use both in a fresh envir
 	venv/bin/python -I -m polycstr_jax info --json
 
 clean: ## remove the virtual environments, builds and caches (not results/)
-	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) $(VENV_CLIENTS) dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PEERS) $(VENV_FSRL) $(VENV_CLIENTS) .venv-dsrl dist build site *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)

@@ -24,7 +24,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -43,6 +42,7 @@ from algos import checkpoints, numpy_policy
 from algos.common import Algorithm, action_units
 from polycstr_jax.data import Normaliser, TrainingData, check_writable
 from polycstr_jax.env import ACTION_SIZE, OBS_NAMES, OBS_SIZE, OBS_UNITS
+from polycstr_jax.pipes import end_with_the_reader
 from polycstr_jax.reactor import control_bounds
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -438,5 +438,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
+    end_with_the_reader()
     main(tyro.cli(Args))

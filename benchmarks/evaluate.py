@@ -11,7 +11,6 @@ starts the rows are those of the cell.
 
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from benchmarks.tables import print_table
 from benchmarks.worker import ENV, see_doom, to_rows
 from polycstr_jax import evaluate
 from polycstr_jax.data import write_atomically
+from polycstr_jax.pipes import end_with_the_reader
 
 CONDITIONS = {
     c.name: c
@@ -153,5 +153,5 @@ def settings(made: dict) -> dict:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
+    end_with_the_reader()
     main(tyro.cli(Args))

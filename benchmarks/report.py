@@ -9,7 +9,6 @@ the worst seeds, and where all of it comes from. Same results, same bytes; no ne
 import dataclasses
 import json
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from benchmarks.report_html import escape, figure, figures, note, picker, prose,
 from benchmarks.results import PRESETS, check_known, presets_there
 from polycstr_jax.data import check_writable, write_atomically
 from polycstr_jax.env import scenario_params
+from polycstr_jax.pipes import end_with_the_reader
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NUM_WORST = 3  # seeds of a method
@@ -556,5 +556,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
+    end_with_the_reader()
     main(tyro.cli(Args))

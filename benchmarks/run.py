@@ -37,9 +37,6 @@ import json
 import os
 import platform
 import shutil
-import signal
-import zipfile
-import zlib
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +56,7 @@ from benchmarks.results import check_known, read_cell, read_description
 from benchmarks.worker import CHANNELS, Outcome, run_algorithm, run_reference, to_rows
 from polycstr_jax import data
 from polycstr_jax.data import check_writable, write_atomically
+from polycstr_jax.pipes import end_with_the_reader
 
 NUM_DIFFERENCES = 3  # between a cell and what is asked for, that a message names
 NUM_NAMED = 5  # cells that a message names
@@ -237,14 +235,15 @@ def lacks(folder: Path, cell: Cell, args: Args) -> bool:
 
 
 def is_whole(path: Path, parts: list[str]) -> bool:
-    """Whether an .npz can be read, or a .params has these parts."""
+    """Whether an .npz can be read, or a .params has these parts, begun and finished; whether what
+    is in them can be read, says `benchmarks.evaluate`."""
     if path.suffix == ".params":
         return all((path / part / "_CHECKPOINT_METADATA").is_file() for part in parts)
     try:
         with np.load(path) as arrays:
             for name in arrays:
                 arrays[name]  # it has a checksum
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # damaged in one of many ways
         return False
     return True
 
@@ -255,25 +254,24 @@ def condition_of(folder: Path, cell: Cell) -> Literal["finished", "damaged", "ab
     if not path.with_suffix(".json").exists():
         return "absent"
     try:
-        if read_description(path.with_suffix(".json"))["hash"] != cell.hash:
-            return "other"
-        read_cell(path)
+        _, info = read_cell(path)
     except (OSError, ValueError):
         return "damaged"
-    return "finished"
+    return "finished" if info["hash"] == cell.hash else "other"
 
 
 def differences(folder: Path, cell: Cell) -> str:
     """In what a cell that is there is another one than is asked for."""
     info = read_description(folder / f"{cell.name}.json")
     there, asked = (flat(config) for config in (info["config"], json.loads(cell.described)))
-    names = sorted(key for key in {*there, *asked} if there.get(key) != asked.get(key))
-    said = [
-        f"{name} {there.get(name, 'not there')}, not {asked.get(name, 'there')}"
-        for name in names[:NUM_DIFFERENCES]
-    ]
-    more = ["..."] if len(names) > NUM_DIFFERENCES else []
-    return f"commit {info['commit']}, {info['date']}: {'; '.join(said + more)}"
+    pairs = {
+        name: (there.get(name, "not there"), asked.get(name, "there"))
+        for name in sorted({*there, *asked})
+    }
+    said = [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]
+    said = said or [f"hash {info['hash']}, not {cell.hash}"]
+    more = ["..."] if len(said) > NUM_DIFFERENCES else []
+    return f"commit {info['commit']}, {info['date']}: {'; '.join(said[:NUM_DIFFERENCES] + more)}"
 
 
 def flat(tree, name: str = "") -> dict[str, Any]:
@@ -373,12 +371,11 @@ def planned(args: Args) -> list[Cell]:
 
 def main(args: Args) -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-    devices = scale.devices(args.devices)
     folder = args.out / args.preset / args.suite
-    cells = planned(args)
+    scale.wait()  # what comes first has to be met by all processes within 30 s
     try:
         with contextlib.ExitStack() as held:
-            prepare(cells, folder, args, held)
+            cells, devices = prepare(folder, args, held)
             # Bars, those of the algorithms too, are for people: stdout has what became of cells.
             with contextlib.redirect_stdout(sys.stderr):
                 became = run_cells(cells, folder, args, devices)
@@ -386,11 +383,6 @@ def main(args: Args) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = " Make room and run it again: what is finished is kept." if full else ""
         raise SystemExit(f"out = {args.out}: {str(error).rstrip('.')}.{remedy}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        said = str(error).partition("\n")[0]
-        raise SystemExit(f"another process has ended or does not answer: {said}") from error
     if scale.is_first() and args.json:
         found = [{"cell": c.name, "hash": c.hash, "became": became[c.name]} for c in cells]
         print(json.dumps({"results": str(folder), "cells": found}, indent=1))
@@ -398,7 +390,7 @@ def main(args: Args) -> None:
         for name in (name for name, what in became.items() if what in ("to do", "to replace")):
             print(name)
         for cell in (cell for cell in cells if became[cell.name] == "other"):
-            print(f"{cell.name}: is replaced with --replace only: {differences(folder, cell)}")
+            print(f"{cell.name}: kept without --replace: {differences(folder, cell)}")
         counts = collections.Counter(became.values())
         said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         print(f"results: {folder} ({said})")
@@ -406,33 +398,36 @@ def main(args: Args) -> None:
         raise SystemExit(1)
 
 
-def prepare(cells: list[Cell], folder: Path, args: Args, held: contextlib.ExitStack) -> None:
-    """Check what is written to, and lock it until `held` ends. `SystemExit` or `OSError` where it
-    cannot be, and `SystemExit` in all other processes."""
-    problem = None
+def prepare(folder: Path, args: Args, held: contextlib.ExitStack) -> tuple[list[Cell], list]:
+    """The cells that are asked for, and the devices; what is written to is checked, and locked
+    until `held` ends. What is in the way is raised, and `SystemExit` in all other processes."""
+    problem, cells, devices = None, [], []
     try:
+        cells, devices = planned(args), scale.devices(args.devices)
         if not args.dry_run:
             try:
                 check_writable(CACHE)
             except OSError as error:
                 raise SystemExit(f"POLYCSTR_CACHE = {CACHE}: {error}") from error
-            for cell in cells:
-                check_writable((folder / cell.name).parent)
+            check_writable(args.out)
             if scale.is_first():
                 held.enter_context(locked(args.out))
                 check_others(cells, folder, args)
-    except (OSError, SystemExit) as error:
+            for cell in cells:
+                check_writable((folder / cell.name).parent)
+    except (Exception, SystemExit) as error:
         problem = error
     everywhere = scale.all_agree(problem is None)
     if problem is not None:
         raise problem
     if not everywhere:
         raise SystemExit("another process has ended; its message says why.")
+    return cells, devices
 
 
 def check_others(cells: list[Cell], folder: Path, args: Args) -> None:
     """`SystemExit` if cells would be replaced that are not what is asked for."""
-    if args.replace or args.force:
+    if args.replace or args.force or args.repair:
         return
     others = [cell for cell in cells if condition_of(folder, cell) == "other"]
     if others:
@@ -441,25 +436,27 @@ def check_others(cells: list[Cell], folder: Path, args: Args) -> None:
         raise SystemExit(
             f"{folder} has cells of other code, versions or settings than are asked for:\n  "
             + "\n  ".join(lines)
-            + "\nNothing was run. Replace them with --replace, or name another folder with --out."
+            + "\nNothing was run. Replace them with --replace, name another folder with --out, or "
+            "name with --only and --scenarios what else is to be run."
         )
 
 
 def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dict[str, str]:
     """All cells that are not finished, under a progress bar, or a line each in a pipe; what became
-    of each, by name: made, there, damaged, or with `dry_run` to do."""
-    found = [condition_of(folder, cell) for cell in cells]
-    wanted = ("absent", "other", *(("damaged",) if args.repair or args.force else ()))
-    to_do = scale.agreed(
-        [
+    of each, by name: made, there, damaged or other; with `dry_run` to do, to replace, too."""
+    wanted = {"absent"}
+    wanted |= {"damaged"} if args.repair or args.force else set()
+    wanted |= {"other"} if args.replace or args.force else set()
+    found, to_do = ["finished"] * len(cells), [False] * len(cells)
+    if scale.is_first():
+        found = [condition_of(folder, cell) for cell in cells]
+        to_do = [
             args.force
             or condition in wanted
             or (condition == "finished" and lacks(folder, cell, args))
             for cell, condition in zip(cells, found, strict=True)
         ]
-    )
-    if not scale.is_first():
-        found = ["finished"] * len(cells)
+    to_do = scale.agreed(to_do)
     for cell, condition, again in zip(cells, found, to_do, strict=True):
         if condition == "damaged" and not again:
             print(
@@ -468,15 +465,13 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dic
                 file=sys.stderr,
             )
     became = {
-        cell.name: "to do" if again else "damaged" if condition == "damaged" else "there"
+        cell.name: ("to replace" if condition == "other" else "to do")
+        if again
+        else ("there" if condition == "finished" else condition)
         for cell, condition, again in zip(cells, found, to_do, strict=True)
     }
     if args.dry_run:
-        return became | {
-            cell.name: "other" if not (args.replace or args.force) else "to replace"
-            for cell, condition in zip(cells, found, strict=True)
-            if condition == "other"
-        }
+        return became
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     shown = scale.is_first() and rich.get_console().is_terminal
     with Progress(*columns, TimeRemainingColumn(), disable=not shown) as progress:
@@ -495,5 +490,6 @@ def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dic
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
+    if jax.process_count() == 1:
+        end_with_the_reader()
     main(tyro.cli(Args))

@@ -9,6 +9,7 @@ share its folders, hosts need not.
 """
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -35,7 +36,11 @@ def prepare(arguments: list[str]) -> None:
     any. It has to come before JAX starts, so before gymnax is imported, and before
     `algos.common`, which reads one of the environment variables that are checked here."""
     seconds = os.environ.get("POLYCSTR_KEEP_EVERY", "0")
-    if not re.fullmatch(r"\d+(\.\d*)?|inf", seconds):
+    try:
+        allowed = float(seconds) >= 0.0
+    except ValueError:
+        allowed = False
+    if not allowed:
         raise SystemExit(
             f"POLYCSTR_KEEP_EVERY = {seconds}; allowed: seconds, 0 or more, or inf for never."
         )
@@ -111,20 +116,38 @@ def agreed(flags: list[bool]) -> list[bool]:
     """What the first process says."""
     if jax.process_count() == 1:
         return flags
-    return [bool(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(flags))]
+    with all_there():
+        return [bool(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(flags))]
 
 
 def all_agree(flag: bool) -> bool:
     """Whether it is so in all processes."""
     if jax.process_count() == 1:
         return flag
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+    with all_there():
+        return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+@contextlib.contextmanager
+def all_there():
+    """Around what all processes do together: `SystemExit` if one of them has gone."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter from CPUs
+        said = str(error).partition("\n")[0]
+        raise SystemExit(f"another process has ended or does not answer: {said}") from error
 
 
 def gathered(parts: dict[int, bytes]) -> dict[int, bytes]:
     """The parts of all processes, by the first seed of a chunk."""
     if jax.process_count() == 1:
         return parts
+    with all_there():
+        return gathered_of_all(parts)
+
+
+def gathered_of_all(parts: dict[int, bytes]) -> dict[int, bytes]:
+    """`gathered`, of several processes."""
     index = np.array([[first, len(part)] for first, part in parts.items()], np.int64).reshape(-1, 2)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([len(parts), index[:, 1].sum()])))
     rows, length = sizes.max(axis=0)

@@ -18,7 +18,6 @@ mixed versions are refused without `--force`. Where a row beats an optimum of
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from benchmarks.results import PRESETS, check_known, presets_there, read_results
 from polycstr_jax import evaluate, stats
 from polycstr_jax.data import write_atomically
 from polycstr_jax.env import EnvParams
+from polycstr_jax.pipes import end_with_the_reader
 
 # Of an optimum's cost; a row that saves more than that has found a bug. The environment replays
 # an optimum to 1e-5.
@@ -839,5 +839,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no error when the reader of a pipe has gone
+    end_with_the_reader()
     main(tyro.cli(Args))

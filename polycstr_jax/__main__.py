@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from rich.table import Table
 import polycstr_jax
 from polycstr_jax import controllers, data, evaluate, interop, oracle, reactor
 from polycstr_jax.env import OBS_NAMES, SCENARIOS, scenario_params
+from polycstr_jax.pipes import end_with_the_reader
 from polycstr_jax.rollout import Trajectory
 
 PACKAGES = ("jax", "jaxlib", "numpy", "gymnax", "gymnasium", "diffrax", "minari", "h5py")
@@ -584,6 +584,5 @@ def complain(error: Any, code: int) -> int:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # end without a word when the reader of a pipe has gone
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    end_with_the_reader()
     sys.exit(main())

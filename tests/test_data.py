@@ -215,7 +215,7 @@ def test_an_unwritable_folder_is_named(tmp_path):
 
 
 def test_all_sets_are_regenerated_in_seconds():
-    """Under 30 s is the claim on 2 quiet cores; of processor time busy ones get some more."""
+    """Under 30 s is the claim on 2 quiet cores; twice that in processor time."""
     started = time.process_time()
     for scenario in SCENARIOS:
         for dataset in data.DATASETS:

@@ -47,7 +47,7 @@ def test_our_import_takes_little_longer_than_what_it_builds_upon():
         ).split(),
     )
     assert ours / before < 0.6
-    assert ours + before < 9.0  # 2.6 s where it was measured, quietly; the aim is 3 s (docs/faq.md)
+    assert ours + before < 9.0  # 2.6 s where it was measured (docs/faq.md); the aim is 3
 
 
 def test_every_module_can_be_imported_without_extras():

@@ -120,6 +120,22 @@ def test_if_one_process_cannot_begin_none_does(tmp_path):
     assert not [text for text in said if "Traceback" in text]
 
 
+def test_if_one_process_is_killed_the_other_says_so(tmp_path):
+    first, second = (
+        start(tmp_path / str(i), tmp_path / f"cache{i}", *among)
+        for i, among in enumerate(two_processes())
+    )
+    while not [*(tmp_path / "cache1").glob("trained/*")]:  # before it hands over what it found
+        assert second.poll() is None, second.communicate()[0]
+        time.sleep(0.01)
+    second.kill()
+    second.communicate()
+    said = first.communicate(timeout=600)[0]
+    assert first.returncode != 0 and "another process has ended or does not answer" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "0" / f"{CELL}.csv").exists()
+
+
 def test_a_run_that_is_killed_goes_on_where_it_was(alone, tmp_path):
     out, seconds = alone
     draws = random.Random(0)
@@ -144,8 +160,13 @@ def test_a_training_that_is_killed_goes_on_on_other_devices(alone, tmp_path, mon
     training, trained = tmp_path / "cache" / "training", tmp_path / "cache" / "trained"
 
     def amid_a_part():
-        kept = {p.parent.name for p in training.glob("*/*") if p.name.isdigit() and int(p.name) > 2}
-        return kept - {p.stem for p in trained.glob("*")}
+        try:
+            steps = [path for path in training.glob("*/*") if path.name.isdigit()]
+        except FileNotFoundError:  # one ended just now
+            return set()
+        return {p.parent.name for p in steps if int(p.name) > 2} - {
+            p.stem for p in trained.glob("*")
+        }
 
     process = start(tmp_path / "out", tmp_path / "cache", "--episodes")
     while True:
@@ -331,20 +352,27 @@ def test_cells_of_other_settings_are_not_replaced_unasked(tmp_path, capsys):
     run.main(run.Args("smoke", "picnn", **arguments))
     path = tmp_path / "smoke/picnn/startup-pi/zero@default.json"
     info = json.loads(path.read_text())
-    config = info["config"] | {"source": "older", "seeds": 3, "gone": {"rate": 0.1}}
+    config = info["config"] | {"source": "older", "gone": {"rate": 0.1}}
     older = json.dumps(info | {"config": config, "hash": "another", "commit": "abc1234"})
     path.write_text(older)
     said = (
-        r"startup-pi/zero@default: .*commit abc1234, .*: gone.rate 0.1, not there; "
-        r"seeds 3, not 1; source older, not \w{16}"
+        r"startup-pi/zero@default: (kept without --replace: )?commit abc1234, .*: "
+        r"gone.rate 0.1, not there; source older, not \w{16}"
     )
-    with pytest.raises(SystemExit, match=said + r"\n.*--replace, or name another folder") as ended:
+    with pytest.raises(SystemExit, match=said + r"\n.*--replace, name another folder") as ended:
         run.main(run.Args("smoke", "picnn", **arguments))
     assert "random" not in str(ended.value)
     capsys.readouterr()
     run.main(run.Args("smoke", "picnn", dry_run=True, **arguments))
     shown = capsys.readouterr().out
     assert re.search(said, shown) and "(1 other, 1 there)" in shown
+    # What is damaged can be repaired beside it.
+    table = path.with_name("random@default.csv")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-20])
+    run.main(run.Args("smoke", "picnn", repair=True, **arguments))
+    assert "(1 made, 1 other)" in capsys.readouterr().out
+    assert table.read_bytes() == whole and path.read_text() == older
     run.main(run.Args("smoke", "picnn", dry_run=True, replace=True, **arguments))
     assert "(1 there, 1 to replace)" in capsys.readouterr().out and path.read_text() == older
     run.main(run.Args("smoke", "picnn", replace=True, json=True, **arguments))
