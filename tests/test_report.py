@@ -452,7 +452,7 @@ def test_bad_arguments_are_named(results, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit, match="cannot be written to"):
         report.main(report.Args(results, out=tmp_path / "file" / "report.html"))
-    with pytest.raises(SystemExit, match="directory"):
+    with pytest.raises(SystemExit, match="is a folder; allowed: a file"):
         report.main(report.Args(results, out=tmp_path))
 
 
