@@ -58,12 +58,17 @@ def commit(repository: Path) -> str:
     return os.environ.get("POLYCSTR_COMMIT") or found + "-dirty" * bool(changed) or "unknown"
 
 
+def is_finished(path: Path) -> bool:
+    """Whether all of a checkpoint was written; whether it still is all there, says `restored`."""
+    return (path / "_CHECKPOINT_METADATA").is_file()
+
+
 def described(path: Path) -> dict[str, Any]:
     """How what is saved in `path` was made, with `tree`, its form. `ValueError` if it is not
     whole."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    if not (path / "_CHECKPOINT_METADATA").is_file():  # orbax would warn as well
+    if not is_finished(path):  # orbax would warn as well
         raise ValueError(f"{path} is no whole checkpoint")
     with checkpointer() as disc:
         try:

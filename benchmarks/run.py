@@ -238,7 +238,7 @@ def is_whole(path: Path, parts: list[str]) -> bool:
     """Whether an .npz can be read, or a .params has these parts, begun and finished; whether what
     is in them can be read, says `benchmarks.evaluate`."""
     if path.suffix == ".params":
-        return all((path / part / "_CHECKPOINT_METADATA").is_file() for part in parts)
+        return all(checkpoints.is_finished(path / part) for part in parts)
     try:
         with np.load(path) as arrays:
             for name in arrays:
@@ -375,10 +375,10 @@ def main(args: Args) -> None:
     scale.wait()  # what comes first has to be met by all processes within 30 s
     try:
         with contextlib.ExitStack() as held:
-            cells, devices = prepare(folder, args, held)
+            cells, found, devices = prepare(folder, args, held)
             # Bars, those of the algorithms too, are for people: stdout has what became of cells.
             with contextlib.redirect_stdout(sys.stderr):
-                became = run_cells(cells, folder, args, devices)
+                became = run_cells(cells, found, folder, args, devices)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = " Make room and run it again: what is finished is kept." if full else ""
@@ -398,12 +398,14 @@ def main(args: Args) -> None:
         raise SystemExit(1)
 
 
-def prepare(folder: Path, args: Args, held: contextlib.ExitStack) -> tuple[list[Cell], list]:
-    """The cells that are asked for, and the devices; what is written to is checked, and locked
-    until `held` ends. What is in the way is raised, and `SystemExit` in all other processes."""
-    problem, cells, devices = None, [], []
+def prepare(folder: Path, args: Args, held: contextlib.ExitStack):
+    """The cells that are asked for, in which condition the first process found each, and the
+    devices; what is written to is checked, and locked until `held` ends. What is in the way is
+    raised, and `SystemExit` in all other processes."""
+    problem = None
     try:
         cells, devices = planned(args), scale.devices(args.devices)
+        found = ["finished"] * len(cells)
         if not args.dry_run:
             try:
                 check_writable(CACHE)
@@ -412,7 +414,10 @@ def prepare(folder: Path, args: Args, held: contextlib.ExitStack) -> tuple[list[
             check_writable(args.out)
             if scale.is_first():
                 held.enter_context(locked(args.out))
-                check_others(cells, folder, args)
+        if scale.is_first():
+            found = [condition_of(folder, cell) for cell in cells]
+        if not args.dry_run:
+            check_others(cells, found, folder, args)
             for cell in cells:
                 check_writable((folder / cell.name).parent)
     except (Exception, SystemExit) as error:
@@ -422,14 +427,14 @@ def prepare(folder: Path, args: Args, held: contextlib.ExitStack) -> tuple[list[
         raise problem
     if not everywhere:
         raise SystemExit("another process has ended; its message says why.")
-    return cells, devices
+    return cells, found, devices
 
 
-def check_others(cells: list[Cell], folder: Path, args: Args) -> None:
+def check_others(cells: list[Cell], found: list[str], folder: Path, args: Args) -> None:
     """`SystemExit` if cells would be replaced that are not what is asked for."""
     if args.replace or args.force or args.repair:
         return
-    others = [cell for cell in cells if condition_of(folder, cell) == "other"]
+    others = [cell for cell, what in zip(cells, found, strict=True) if what == "other"]
     if others:
         lines = [f"{cell.name}: {differences(folder, cell)}" for cell in others[:NUM_NAMED]]
         lines += [f"and {len(others) - NUM_NAMED} more"] * (len(others) > NUM_NAMED)
@@ -441,15 +446,17 @@ def check_others(cells: list[Cell], folder: Path, args: Args) -> None:
         )
 
 
-def run_cells(cells: list[Cell], folder: Path, args: Args, devices: list) -> dict[str, str]:
-    """All cells that are not finished, under a progress bar, or a line each in a pipe; what became
-    of each, by name: made, there, damaged or other; with `dry_run` to do, to replace, too."""
+def run_cells(
+    cells: list[Cell], found: list[str], folder: Path, args: Args, devices: list
+) -> dict[str, str]:
+    """All cells that were not `found` finished, under a progress bar, or a line each in a pipe;
+    what became of each, by name: made, there, damaged or other; with `dry_run` to do, to replace,
+    too."""
     wanted = {"absent"}
     wanted |= {"damaged"} if args.repair or args.force else set()
     wanted |= {"other"} if args.replace or args.force else set()
-    found, to_do = ["finished"] * len(cells), [False] * len(cells)
+    to_do = [False] * len(cells)
     if scale.is_first():
-        found = [condition_of(folder, cell) for cell in cells]
         to_do = [
             args.force
             or condition in wanted

@@ -112,22 +112,6 @@ def wait() -> None:
     agreed([True])
 
 
-def agreed(flags: list[bool]) -> list[bool]:
-    """What the first process says."""
-    if jax.process_count() == 1:
-        return flags
-    with all_there():
-        return [bool(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(flags))]
-
-
-def all_agree(flag: bool) -> bool:
-    """Whether it is so in all processes."""
-    if jax.process_count() == 1:
-        return flag
-    with all_there():
-        return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
-
-
 @contextlib.contextmanager
 def all_there():
     """Around what all processes do together: `SystemExit` if one of them has gone."""
@@ -138,16 +122,27 @@ def all_there():
         raise SystemExit(f"another process has ended or does not answer: {said}") from error
 
 
+@all_there()
+def agreed(flags: list[bool]) -> list[bool]:
+    """What the first process says."""
+    if jax.process_count() == 1:
+        return flags
+    return [bool(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(flags))]
+
+
+@all_there()
+def all_agree(flag: bool) -> bool:
+    """Whether it is so in all processes."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+@all_there()
 def gathered(parts: dict[int, bytes]) -> dict[int, bytes]:
     """The parts of all processes, by the first seed of a chunk."""
     if jax.process_count() == 1:
         return parts
-    with all_there():
-        return gathered_of_all(parts)
-
-
-def gathered_of_all(parts: dict[int, bytes]) -> dict[int, bytes]:
-    """`gathered`, of several processes."""
     index = np.array([[first, len(part)] for first, part in parts.items()], np.int64).reshape(-1, 2)
     sizes = np.asarray(multihost_utils.process_allgather(np.array([len(parts), index[:, 1].sum()])))
     rows, length = sizes.max(axis=0)

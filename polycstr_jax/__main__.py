@@ -255,10 +255,8 @@ def dataset(args: MakeDataset) -> dict[str, Any]:
         return {**what, **where, **size, "sha256": ours["sha256"]}
     suffixes, wanted = SUFFIXES[args.format], data.NUM_EPISODES[args.dataset]
     wanted = wanted if args.num_episodes is None else args.num_episodes
-    stem = f"{args.scenario}-{args.dataset}"
-    if (wanted, args.seed) != (data.NUM_EPISODES[args.dataset], data.DATA_SEED):
-        stem += f"-{wanted}-episodes-seed-{args.seed}"
-    path = args.out or Path(stem + suffixes[0])
+    part = interop.part_suffix(args.dataset, wanted, args.seed)
+    path = args.out or Path(f"{args.scenario}-{args.dataset}{part}{suffixes[0]}")
     check_suffix("--out", path, suffixes)
     if args.format == "hdf5":
         interop.require()

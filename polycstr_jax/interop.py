@@ -61,6 +61,13 @@ def minari_ids() -> dict[str, tuple[str, str]]:
     }
 
 
+def part_suffix(dataset: str, num_episodes: int, seed: int) -> str:
+    """What is added to the name of a data set that has another number of episodes, or seed, than
+    the one of that name; nothing to the data set's own."""
+    own = (num_episodes, seed) == (data.NUM_EPISODES[dataset], DATA_SEED)
+    return "" if own else f"-{num_episodes}-episodes-seed-{seed}"
+
+
 def to_minari(
     scenario: str,
     dataset: str = "pi",
@@ -93,13 +100,12 @@ def to_minari(
     for name, number, least in (("num_episodes", wanted, 1), ("seed", seed, 0)):
         if not isinstance(number, int | np.integer) or number < least:
             raise ValueError(f"{name} = {number!r}; allowed: an integer, {least} or more.")
-    complete = wanted == data.NUM_EPISODES[dataset] and seed == DATA_SEED
-    stem = f"{NAMESPACE}/{_dashed(scenario)}-{dataset}"
+    suffix = part_suffix(dataset, wanted, seed)
     if dataset_id is None:
-        dataset_id = f"{stem}-v0" if complete else f"{stem}-{wanted}-episodes-seed-{seed}-v0"
+        dataset_id = f"{NAMESPACE}/{_dashed(scenario)}-{dataset}{suffix}-v0"
     namespace = _namespace(dataset_id)
     ours = minari_ids().get(dataset_id)
-    if ours and not (complete and ours == (scenario, dataset)):
+    if ours and (suffix or ours != (scenario, dataset)):
         raise ValueError(
             f"dataset_id = {dataset_id!r} with scenario = {scenario!r}, dataset = {dataset!r}, "
             f"num_episodes = {wanted}, seed = {seed}; that id is of {ours[0]!r}, {ours[1]!r}, all "

@@ -247,7 +247,7 @@ def test_a_run_writes_a_comparison_without_paths(sets, stand_in, tmp_path, monke
     for name in ("ours, 1 seed", "ours, 2 seeds"):
         row = speed[name]
         assert max(row["x fit"]) == pytest.approx(row["updates/s"] / 2e-3)
-        assert row["updates/s"] > 0.0
+        assert row["updates/s"] > 1.0
 
     table = (out / "peers.md").read_text()
     assert "## Updates a second" in table and "the numbers mean nothing" in table

@@ -150,7 +150,7 @@ def test_thirty_thousand_rows_are_summarised_in_seconds():
         stats.cvar_bootstrap(cell)
         stats.seed_bootstrap(cell, np.mean)
         stats.probability_of_improvement(cell, cells[0])
-    assert time.process_time() - started < 20.0  # 1.3 s where it was measured
+    assert time.process_time() - started < 5.0  # 1.3 s where it was measured
 
 
 def test_cvar_is_the_mean_of_the_worst_share():
